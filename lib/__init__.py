@@ -1,0 +1,1 @@
+"""The method: models, metrics, quantisers, data sets and the claim ledger that the chapters share."""

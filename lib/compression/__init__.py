@@ -1,0 +1,1 @@
+"""Rank selection and tensor decompositions."""

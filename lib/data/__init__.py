@@ -1,0 +1,1 @@
+"""Data sets: one module per set, with its origin, licence and loader."""

@@ -1,0 +1,1 @@
+"""Quantisers, and what trains or measures with them."""
