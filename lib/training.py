@@ -1,4 +1,4 @@
-"""The one training loop: progress, checkpoint and resume, early stopping, device, precision, several processes.
+"""The one training loop: progress, checkpoint and resume, early stopping, device, several processes.
 
 Every arm of every chapter is trained by :func:`fit`, so that arms differ in their model and data only.
 A batch is a function of the step number, which is what lets a killed training continue with the very
@@ -91,7 +91,7 @@ def fit(
     steps
         Optimisation steps, at least 1.
     learning_rate, clip_norm
-        Of Adam (unless ``optimizer`` is given), and the global gradient norm above which gradients are scaled.
+        Of Adam (unless ``optimizer`` is given), and the global norm above which gradients are scaled.
     evaluate
         Called every ``evaluate_every`` steps and after the last, with the model in evaluation mode.
     monitor
@@ -130,7 +130,9 @@ def fit(
         history, best = _restore(checkpoint, model, optimizer, name, fabric.device)
         start = history.steps
         logger.info("%s: continues at step %d of %d", name, start, steps)
-    best_value = max((row[monitor] for row in history.evaluations), default=-math.inf) if monitor else -math.inf
+    best_value = (
+        max((row[monitor] for row in history.evaluations), default=-math.inf) if monitor else -math.inf
+    )
     stopped = _exhausted(history, patience)
 
     began, saved, total, counted = time.monotonic(), time.monotonic(), 0.0, 0
@@ -155,7 +157,7 @@ def fit(
             mean_loss = float(total) / counted
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(
-                    f"{name}: the loss is {mean_loss} within the {counted} steps before step {history.steps}; "
+                    f"{name}: the loss is {mean_loss} in the {counted} steps before step {history.steps}; "
                     f"lower learning_rate ({optimizer.param_groups[0]['lr']:g}) or check the batches"
                 )
             history.losses.append({"step": history.steps, "loss": mean_loss})
@@ -166,7 +168,9 @@ def fit(
                 with torch.no_grad():
                     shown |= evaluate(model)
                 wrapped.train()
-                history.evaluations.append({"step": history.steps} | {k: v for k, v in shown.items() if k != "loss"})
+                history.evaluations.append(
+                    {"step": history.steps} | {k: v for k, v in shown.items() if k != "loss"}
+                )
             if monitor and shown[monitor] > best_value:
                 best_value, history.best_step = shown[monitor], history.steps
                 best = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -241,5 +245,7 @@ def _restore(path: Path, model, optimizer, name: str, device) -> tuple[History, 
         torch.cuda.set_rng_state_all([value.cpu() for value in state["random_cuda"]])
     except (ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint of {name!r} ({reason}): remove it to train anew") from error
+        raise ValueError(
+            f"{path} is no checkpoint of {name!r} ({reason}): remove it to train anew"
+        ) from error
     return History(**state["history"]), state["best"]

@@ -87,7 +87,15 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path, killed_at):
     file = tmp_path / "deep" / "line.pt"
     seeded(3)
     with pytest.raises(Killed):
-        fit(Line(), dies, steps=60, evaluate_every=20, learning_rate=0.05, checkpoint=file, checkpoint_seconds=0)
+        fit(
+            Line(),
+            dies,
+            steps=60,
+            evaluate_every=20,
+            learning_rate=0.05,
+            checkpoint=file,
+            checkpoint_seconds=0,
+        )
     seeded(99)  # a new process has another random state
     model = Line()
     asked = []
@@ -163,7 +171,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         return batch | {"y": batch["y"] * float("nan")} if step == 30 else batch
 
     file = tmp_path / "line.pt"
-    with pytest.raises(FloatingPointError, match="line: the loss is nan .* before step 40; lower learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match="line: the loss is nan .* before step 40; lower learning_rate"
+    ):
         fit(Line(), poisoned, steps=60, evaluate_every=20, checkpoint=file, checkpoint_seconds=0, name="line")
     assert torch.load(file, weights_only=True)["history"]["steps"] == 20
 
@@ -220,7 +230,8 @@ def test_two_processes_take_the_step_of_one(tmp_path):
             torch.set_num_threads(1)
             fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy=sys.argv[2])
             fabric.launch(); seeded(0)
-            model = Line(); fit(model, batch_at, steps=30, learning_rate=0.05, evaluate_every=10, fabric=fabric)
+            model = Line()
+            fit(model, batch_at, steps=30, learning_rate=0.05, evaluate_every=10, fabric=fabric)
             if fabric.is_global_zero: torch.save(model.state_dict(), sys.argv[3])
             """
         )
