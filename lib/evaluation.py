@@ -1,4 +1,4 @@
-"""Scores a sequential recommender: where each user's held-out item stands among sampled and among all items."""
+"""Scores a sequential recommender: the rank of each held-out item among sampled and among all items."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
