@@ -62,3 +62,17 @@ class DataSet:
     def load(self, data_dir: str | Path) -> pd.DataFrame:
         """The table; interaction data have the columns user, item, rating, timestamp (Unix seconds)."""
         return self.read(*self.files(data_dir))
+
+
+def read_table(path: Path, **options: object) -> pd.DataFrame:
+    """`pandas.read_csv` without guessing; a file in another format is a `DataUnavailable` that names it."""
+    try:
+        table = pd.read_csv(path, index_col=False, keep_default_na=False, **options)
+    except (ValueError, pd.errors.ParserError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataUnavailable(
+            f"{path} is not in the expected format ({reason}): delete it and run again"
+        ) from error
+    if len(table) == 0:
+        raise DataUnavailable(f"{path} is empty: delete it and run again")
+    return table

@@ -92,8 +92,8 @@ class InteractionLog:
         kept = kept[kept.groupby("user")["user"].transform("size") >= min_user_count]
         if len(kept) == 0:
             raise ValueError(
-                f"no event left of {len(frame)} with rating >= {min_rating}, {min_item_count} events per item and "
-                f"{min_user_count} per user; lower these minima"
+                f"no event left of {len(frame)}: rating >= {min_rating}, {min_item_count} events per item "
+                f"and {min_user_count} per user; lower these minima"
             )
         timestamp = _whole_seconds(kept["timestamp"].to_numpy())
         user, user_ids = pd.factorize(kept["user"].to_numpy(), sort=True)
@@ -166,7 +166,8 @@ class InteractionLog:
             user = int(short[0]) + 1
             raise ValueError(
                 f"{purpose} needs at least {minimum} events per user, but user {user} "
-                f"(id {self.user_ids[user - 1]}) has {self.user_counts[user - 1]}; build the log with min_user_count={minimum} or more"
+                f"(id {self.user_ids[user - 1]}) has {self.user_counts[user - 1]}; "
+                f"build the log with min_user_count={minimum} or more"
             )
 
     def __repr__(self) -> str:

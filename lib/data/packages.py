@@ -55,6 +55,6 @@ class PackageFile:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != self.sha256:
             raise DataUnavailable(
-                f"{path} is not the expected file (sha256 {found[:12]}..., expected {self.sha256[:12]}...): {cure}"
+                f"{path} has sha256 {found[:12]}... instead of {self.sha256[:12]}...: {cure}"
             )
         return path

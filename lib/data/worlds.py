@@ -40,7 +40,7 @@ class GapWorld:
     ) -> None:
         if num_genres < 4 or num_items < num_genres or num_items % num_genres:
             raise ValueError(
-                f"num_items must be a multiple of num_genres, which must be at least 4; got {num_items} and {num_genres}"
+                f"num_items must be a multiple of num_genres >= 4, got {num_items} and {num_genres}"
             )
         if length < 2 or start_days < 1:
             raise ValueError(f"expected length >= 2 and start_days >= 1, got {length} and {start_days}")
