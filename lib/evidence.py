@@ -1,0 +1,387 @@
+"""What a run leaves behind: the record a chapter keeps, and the evidence made of it.
+
+A chapter opens a `Record`, hands it measurements, figures and tables, and closes it; that writes
+``claims.json``. `lib.run` adds the parameters and saves ``evidence.json`` as the very last thing, whole or
+not at all. A run without that file is not finished, whatever else lies in its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from pydantic import Field, FiniteFloat, JsonValue, ValidationError
+
+from lib import record_tables
+from lib.claims import Claim, Effect, Ledger, PaperNumber, Summary, Verdict, VerdictName, judge, not_tested
+from lib.ledger import ROOT, Interpretation, ScaleName, load_ledger
+from lib.ledger import Provenance as NumberProvenance
+from lib.provenance import Provenance, collect
+from lib.record_tables import Html
+from lib.rules import Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+
+class ClaimEvidence(Schema):
+    """One claim of a chapter, what was measured, and what became of it.
+
+    `provenance_of_paper_number` is the least certain one among the numbers that the claim was judged against;
+    `anchor` is the label of the place in the chapter where the measurement is made.
+    """
+
+    id: str
+    statement: str
+    source: str
+    kind: Literal["arithmetic", "comparison", "bound", "measurement"]
+    verdict: VerdictName
+    reason: str
+    measured: dict[str, dict[str, Summary]] | dict[str, FiniteFloat]
+    interval: Effect | None
+    effects: tuple[Effect, ...]
+    paper: tuple[PaperNumber, ...]
+    see: tuple[str, ...]
+    provenance_of_paper_number: NumberProvenance | None
+    protocol: str
+    replicate: str
+    synthetic: bool
+    scope: str
+    command: str
+    caveat: str
+    interpretations: tuple[Interpretation, ...]
+    anchor: str
+
+    @classmethod
+    def of(cls, claim: Claim, verdict: Verdict, protocol: str, anchor: str) -> Self:
+        """A claim of the ledger with its verdict."""
+        shared = {name: getattr(claim, name) for name in ("statement", "source", "kind", "paper", "see")}
+        shared |= {name: getattr(claim, name) for name in ("replicate", "caveat", "interpretations")}
+        return cls(
+            **shared,
+            **{name: getattr(verdict, name) for name in Verdict.model_fields},
+            provenance_of_paper_number=claim.provenance,
+            protocol=protocol,
+            anchor=anchor,
+        )
+
+
+class DataUsed(Schema):
+    """A data set as used: each file's SHA-256, the licence, and whether the data are made up."""
+
+    name: str
+    licence: str
+    synthetic: bool
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class Artifact(Schema):
+    """A figure or a table, and its files, relative to the run's folder."""
+
+    name: str
+    kind: Literal["figure", "table"]
+    files: tuple[str, ...]
+
+
+class ChapterRecord(Schema):
+    """``claims.json``: all that the chapter itself knows at its end."""
+
+    chapter: str
+    scale: ScaleName
+    claims: tuple[ClaimEvidence, ...]
+    data: tuple[DataUsed, ...]
+    artifacts: tuple[Artifact, ...]
+    provenance: Provenance
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a file of this schema; ValueError in one line if it is anything else."""
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{Path(path).name}: {field or 'the file'}: {first['msg']}") from None
+
+    def save(self, path: Path | str) -> None:
+        """Write, whole or not at all."""
+        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+
+
+class Evidence(ChapterRecord):
+    """``evidence.json``: a whole run of one chapter, and the parameters that it used."""
+
+    parameters: dict[str, JsonValue]
+
+    @classmethod
+    def of_run(
+        cls, run_dir: Path | str, parameters: Mapping[str, Any], sections: Mapping[str, float] | None = None
+    ) -> Self:
+        """Evidence from the ``claims.json`` of `run_dir`, the parameters and the sections' wall seconds.
+
+        ValueError when there is no ``claims.json``, or an artifact that it names is not there.
+        """
+        path = Path(run_dir) / "claims.json"
+        if not path.is_file():
+            raise ValueError("no claims.json in the run's folder: the chapter did not close its record")
+        record = ChapterRecord.load(path)
+        for artifact in record.artifacts:
+            if missing := [name for name in artifact.files if not (Path(run_dir) / name).is_file()]:
+                raise ValueError(f"{artifact.kind} {artifact.name!r}: {missing[0]} is not there")
+        fields = {name: getattr(record, name) for name in ChapterRecord.model_fields}
+        if sections is not None:
+            fields["provenance"] = record.provenance.model_copy(update={"sections": dict(sections)})
+        return cls(**fields, parameters=dict(parameters))
+
+
+def evidence_schema() -> dict[str, Any]:
+    """JSON schema of ``evidence.json``, as published in the book."""
+    return Evidence.model_json_schema(mode="serialization")
+
+
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Write a file so that it appears whole or not at all: beside, to the disk, then renamed.
+
+    A full disk or a kill leaves what was there before; on an error nothing is left beside it either.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+class Record:
+    """The record that a chapter keeps while it runs.
+
+    Parameters
+    ----------
+    chapter : str
+        Name of the chapter and of its ledger.
+    scale : {"smoke", "book", "paper"}
+    run_dir : str or path
+        Folder of the run; if empty (opened by hand, Binder) ``runs/<scale>/<chapter>/interactive``.
+    root : path, optional
+        Folder of the project.
+
+    Raises
+    ------
+    ValueError
+        An unknown scale, a malformed ledger, or a folder with a finished run in it.
+    """
+
+    def __init__(
+        self, chapter: str, *, scale: str, run_dir: str | Path = "", root: str | Path | None = None
+    ) -> None:
+        self.root = Path(root or ROOT)
+        self.chapter, self.scale = chapter, scale
+        self.ledger: Ledger = load_ledger(chapter, self.root)
+        self.ledger.claims[0].entry(scale)  # refuses an unknown scale
+        self.folder = Path(run_dir or self.root / "runs" / scale / chapter / "interactive")
+        if (self.folder / "evidence.json").exists():
+            raise ValueError(f"a finished run is already in {self.folder.name}: it is not written over")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.started = datetime.now(UTC)
+        self._claims: dict[str, ClaimEvidence] = {}
+        self._data: dict[str, DataUsed] = {}
+        self._artifacts: dict[str, Artifact] = {}
+        self.log = _log_to(self.folder / "log.txt")
+
+    # --- claims ---
+
+    def tests(self, claim_id: str, **settings: Any) -> bool:
+        """Whether the ledger has this scale test the claim, with these parameters (``dataset="ml-1m"``)."""
+        return self.ledger[claim_id].tested_at(self.scale, **settings)
+
+    def judge(
+        self,
+        claim_id: str,
+        measured: Mapping[str, Any],
+        *,
+        protocol: str = "",
+        synthetic: bool | None = None,
+        anchor: str = "",
+    ) -> Verdict:
+        """Judge a claim by its rule, and keep the verdict.
+
+        Parameters
+        ----------
+        claim_id : str
+        measured : mapping
+            As for `lib.claims.judge`; metrics and arms that other claims of the ledger use may be in it too.
+        protocol : str
+            How it was measured, if the ledger's sentence is not enough.
+        synthetic : bool, optional
+            Made-up data; must agree with the ledger.
+        anchor : str
+            Label of the section in the chapter; ``<chapter>-<claim>`` if not given.
+        """
+        claim = self._open(claim_id)
+        measured = self._own_part(claim, measured)
+        verdict = judge(claim, measured, self.scale, synthetic)
+        anchor = anchor or f"{self.chapter}-{claim_id.lower()}"
+        self._claims[claim_id] = ClaimEvidence.of(claim, verdict, protocol or claim.protocol, anchor)
+        self.log.info("%s: %s. %s", claim_id, verdict.verdict, verdict.reason)
+        return verdict
+
+    def not_tested(self, claim_id: str, reason: str = "") -> Verdict:
+        """Keep that this run does not test a claim; reason and command are the ledger's."""
+        claim = self._open(claim_id)
+        verdict = not_tested(claim, self.scale, reason)
+        self._claims[claim_id] = ClaimEvidence.of(claim, verdict, claim.protocol, f"{self.chapter}-claims")
+        return verdict
+
+    def _open(self, claim_id: str) -> Claim:
+        claim = self.ledger[claim_id]
+        if claim_id in self._claims:
+            raise ValueError(f"{claim_id} was already judged: {self._claims[claim_id].verdict}")
+        return claim
+
+    def _own_part(self, claim: Claim, measured: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a whole table of results what `claim` needs; a name that no claim knows is refused."""
+        needed = claim.arms()
+        if not needed or not all(isinstance(arms, Mapping) for arms in measured.values()):
+            return measured
+        metrics = {metric for other in self.ledger.claims for metric in other.arms()}
+        metrics |= set(self.ledger.other_metrics)
+        arms = {arm for other in self.ledger.claims for names in other.arms().values() for arm in names}
+        arms |= set(self.ledger.other_arms)
+        for metric, by_arm in measured.items():
+            if metric not in metrics:
+                raise ValueError(f"unknown metric {metric!r}: the ledger has {', '.join(sorted(metrics))}")
+            if unknown := sorted(set(by_arm) - arms):
+                raise ValueError(f"unknown arm {unknown[0]!r}: the ledger has {', '.join(sorted(arms))}")
+        return {
+            metric: {arm: values for arm, values in by_arm.items() if arm in needed[metric]}
+            for metric, by_arm in measured.items()
+            if metric in needed
+        }
+
+    # --- data, figures, tables ---
+
+    def data(self, source: Any, data_dir: str | Path | None = None) -> DataUsed:
+        """Keep which data were used.
+
+        Parameters
+        ----------
+        source : object
+            With `name`, `licence`, `synthetic` and ``files(data_dir)``; a generated world needs only
+            ``synthetic = True``.
+        data_dir : str or path
+            Where its files are.
+        """
+        synthetic = bool(getattr(source, "synthetic", False))
+        used = DataUsed(
+            name=getattr(source, "name", type(source).__name__),
+            licence=getattr(source, "licence", "") or ("made here" if synthetic else "unknown"),
+            synthetic=synthetic,
+            files={path.name: _sha256(path) for path in map(Path, source.files(data_dir))}
+            if hasattr(source, "files")
+            else {},
+        )
+        if not synthetic and not used.files:
+            raise ValueError(f"{used.name}: real data without files cannot be identified")
+        self._data[used.name] = used
+        return used
+
+    def figure(self, fig: Figure, name: str) -> Figure:
+        """Save a figure as ``figures/<name>.png`` and ``.svg``; returns it, to be shown once."""
+        import matplotlib.pyplot as plt
+
+        files = self._artifact(name, "figure", (f"figures/{name}.png", f"figures/{name}.svg"))
+        # No dates or versions: the same numbers give the same files.
+        fig.savefig(files[0], bbox_inches="tight", facecolor="white", metadata={"Software": None})
+        fig.savefig(
+            files[1], bbox_inches="tight", facecolor="white", metadata={"Date": None, "Creator": None}
+        )
+        plt.close(fig)  # or the notebook would show it a second time
+        return fig
+
+    def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Save a table as ``tables/<name>.csv``, with its index if that has a name; returns it."""
+        (path,) = self._artifact(name, "table", (f"tables/{name}.csv",))
+        indexed = any(level is not None for level in frame.index.names)
+        write_atomically(path, frame.to_csv(index=indexed))
+        return frame
+
+    def _artifact(self, name: str, kind: str, files: tuple[str, ...]) -> list[Path]:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise ValueError(f"name of a {kind}: lower-case letters, digits, - and _, got {name!r}")
+        if name in self._artifacts:
+            raise ValueError(f"there is already a {self._artifacts[name].kind} named {name!r}")
+        self._artifacts[name] = Artifact(name=name, kind=kind, files=files)
+        paths = [self.folder / file for file in files]
+        paths[0].parent.mkdir(exist_ok=True)
+        return paths
+
+    # --- shown in the chapter ---
+
+    def ledger_table(self) -> Html:
+        """What is claimed, and what this scale tests of it."""
+        return record_tables.ledger_table(self.ledger, self.chapter, self.scale)
+
+    def verdicts(self) -> Html:
+        """What became of every claim so far."""
+        return record_tables.verdict_table(self._in_order())
+
+    def provenance(self) -> Html:
+        """How this page was made."""
+        return record_tables.provenance_table(collect(self.started, self.root), tuple(self._data.values()))
+
+    def _in_order(self) -> tuple[ClaimEvidence, ...]:
+        return tuple(self._claims[claim.id] for claim in self.ledger.claims if claim.id in self._claims)
+
+    # --- the end ---
+
+    def close(self) -> Path:
+        """Write ``claims.json``; ValueError while a claim of the ledger has neither verdict nor reason."""
+        if left := [claim.id for claim in self.ledger.claims if claim.id not in self._claims]:
+            raise ValueError(f"neither judged nor marked not tested: {', '.join(left)}")
+        record = ChapterRecord(
+            chapter=self.chapter,
+            scale=self.scale,
+            claims=self._in_order(),
+            data=tuple(self._data.values()),
+            artifacts=tuple(self._artifacts.values()),
+            provenance=collect(self.started, self.root),
+        )
+        record.save(self.folder / "claims.json")
+        return self.folder / "claims.json"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _log_to(path: Path) -> logging.Logger:
+    """The logger of all of `lib`, writing to this file only."""
+    log = logging.getLogger("lib")
+    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    return log

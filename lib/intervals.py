@@ -1,0 +1,95 @@
+"""The statistics behind a verdict: Student-t intervals of paired differences over seeds.
+
+Everything works on arrays, so that the code which judges one claim is the code whose rate of false verdicts
+is simulated over ten thousand (``book/verdict_simulation.py``, ``tests/lib/test_verdict_statistics.py``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import stdtrit
+
+LEVEL = 0.96
+"""Confidence of a verdict's interval: 95 % and a reserve.
+
+An exact 95 % interval gives false verdicts *around* 5 % of the time, and slightly more for light tails (5.3 %
+for uniform measurements); 96 % keeps them below 5 % there too.
+"""
+
+MINIMUM_REPLICATES = 3
+"""Below three no interval is given: one difference has no spread, two have a t quantile of 15.9."""
+
+
+def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and Student-t interval over the last axis.
+
+    Parameters
+    ----------
+    values : array (..., replicates)
+        At least two independent replicates, e.g. one difference between two arms per seed.
+    level : float
+        Confidence, in (0, 1).
+
+    Returns
+    -------
+    mean, low, high : arrays (...)
+    """
+    values = np.asarray(values, dtype=float)
+    count = values.shape[-1]
+    if count < 2:
+        raise ValueError(f"an interval needs at least 2 replicates, got {count}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    mean = values.mean(-1)
+    half = stdtrit(count - 1, (1 + level) / 2) * values.std(-1, ddof=1) / np.sqrt(count)
+    return mean, mean - half, mean + half
+
+
+def adjusted_level(parts: int, level: float = LEVEL) -> float:
+    """Bonferroni: the level at which each of `parts` intervals is taken so that all cover at `level`."""
+    return 1 - (1 - level) / parts
+
+
+def replicated(margins: np.ndarray, resolution: float | np.ndarray = 0.0) -> np.ndarray:
+    """Whether margins (..., replicates) spread at all: equal to the last bit means copies, not replicates."""
+    floor = np.maximum(8 * np.finfo(float).eps * np.abs(margins).max(-1), resolution)
+    return margins.std(-1) > floor
+
+
+def decide(margins: np.ndarray, level: float = LEVEL, resolution: float | np.ndarray = 0.0) -> np.ndarray:
+    """What becomes of claims whose every part says "this margin is above zero".
+
+    *Holds* asks of every part that its interval lies above zero: a chance of at most ``(1 - level) / 2``
+    however many parts there are (intersection-union test), so its intervals are not widened. *Contradicted*
+    asks of one part that its interval lies below zero, which gets easier with the parts, so its intervals are
+    widened (Bonferroni). Together at most ``1 - level``, for parts however correlated.
+
+    Parameters
+    ----------
+    margins : array (..., parts, replicates)
+        In the claim's favour where positive; paired, one per replicate.
+    level : float
+        Confidence, in (0, 1).
+    resolution : float or array broadcast to (..., parts)
+        Spreads up to this are rounding: such replicates are copies and decide nothing.
+
+    Returns
+    -------
+    array (...) of int
+        1 holds, -1 contradicted, 0 inconclusive (always, below `MINIMUM_REPLICATES`).
+    """
+    each = decide_parts(margins, level, resolution)
+    return np.where((each > 0).all(-1), 1, np.where((each < 0).any(-1), -1, 0))
+
+
+def decide_parts(
+    margins: np.ndarray, level: float = LEVEL, resolution: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """As `decide`, for each part: array (..., parts) of 1, 0, -1."""
+    margins = np.asarray(margins, dtype=float)
+    *shape, parts, count = margins.shape
+    if count < MINIMUM_REPLICATES:
+        return np.zeros((*shape, parts), dtype=int)
+    _, low, _ = mean_interval(margins, level)
+    _, _, high = mean_interval(margins, adjusted_level(parts, level))
+    return np.where(replicated(margins, resolution), (low > 0).astype(int) - (high < 0), 0)
