@@ -1,0 +1,265 @@
+"""Execution of one chapter in a kernel of its own, by papermill, watched from outside.
+
+Here: the kernel's environment, the lines on the terminal while it runs, and what is told of a cell that
+failed. Not here: which parameters, which folder and what is kept (`lib.run`).
+"""
+
+import copy
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+from papermill.execute import ERROR_MARKER_TAG, execute_notebook
+from traitlets.config import Config
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+INJECTED = "injected-parameters"
+QUIET_SECONDS = 10.0  # a section that lasts longer than this says again where it is
+
+
+class ChapterFailed(Exception):
+    """The chapter ran and failed; the message is one line that says where and with which error.
+
+    Attributes
+    ----------
+    traceback : str
+        The whole error, without colours; may be empty.
+    """
+
+    def __init__(self, message: str, traceback: str = ""):
+        super().__init__(message)
+        self.traceback = traceback
+
+
+def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, str]:
+    """Environment of the kernel: this process's own, with all that could change a result set.
+
+    ``PYTHONPATH`` starts with the repository, so that the chapter imports the ``lib`` that its fingerprint
+    names; a user's own IPython start-up files and matplotlib backend are left out.
+    """
+    number = str(threads)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        **os.environ,
+        **dict.fromkeys(names, number),
+        "COMPANION_RUN": "1",
+        "IPYTHONDIR": ipython_dir,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or the debugger warns of frozen modules at every start
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": path,
+        "TZ": "UTC",
+    }
+
+
+class _Engine(NBClientEngine):
+    """Papermill's engine with the kernel's environment and a callback at the start of each cell."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, root, threads, on_cell, start_timeout=60, **_):
+        cell_start = nb_man.cell_start
+
+        def started(cell, cell_index=None, **keywords):
+            on_cell(nb_man.nb, cell_index)
+            return cell_start(cell, cell_index=cell_index, **keywords)
+
+        nb_man.cell_start = started
+        with tempfile.TemporaryDirectory() as private:
+            # Sockets in a folder of our own: no ports, for which kernels that start together would race.
+            # The name of a socket cannot be long, and some clusters' temporary folders are.
+            transport = "ipc" if len(private) < 80 else "tcp"
+            kernel = Config(
+                KernelManager={"transport": transport, "connection_file": f"{private}/k.json"},
+            )
+            client = PapermillNotebookClient(
+                nb_man,
+                config=kernel,
+                kernel_name=kernel_name,
+                startup_timeout=start_timeout,
+                timeout=None,
+                # All that matters is on the disk by then, and a training step would outlast a polite request.
+                shutdown_kernel="immediate",
+            )
+            return client.execute(env=kernel_environment(root, threads, private))
+
+
+papermill_engines.register("companion", _Engine)
+
+
+def position(cells: Sequence[NotebookNode], index: int) -> tuple[int, str]:
+    """Where one of the cells of an executed notebook stands in the chapter's text.
+
+    Returns
+    -------
+    number : int
+        Which cell, from 1, not counting the one that papermill injected.
+    heading : str
+        The nearest section heading (``##``, else the title) above it.
+    """
+    number, heading = 0, ""
+    for cell in cells[: index + 1]:
+        number += INJECTED not in cell.metadata.get("tags", [])
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^##? +(.+?) *#*$", cell.source, flags=re.MULTILINE)
+            heading = headings[-1] if headings else heading
+    return number, heading
+
+
+def section_seconds(notebook: NotebookNode) -> dict[str, float]:
+    """Wall time of each section of an executed notebook, in seconds, from papermill's time of each cell."""
+    seconds: dict[str, float] = {}
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            heading = position(notebook.cells, index)[1]
+            seconds[heading] = seconds.get(heading, 0.0) + (cell.metadata.papermill.get("duration") or 0.0)
+    return {heading: round(value, 3) for heading, value in seconds.items()}
+
+
+class Watch:
+    """Says on the terminal what a chapter is doing: a line per section, and what its log gets.
+
+    Plain lines and no bar, so that a log file of a batch stays readable.
+
+    Parameters
+    ----------
+    chapter : str
+        Its name, with which each line begins.
+    log : Path
+        The file that the chapter's logger appends to; what it holds already is not repeated.
+    say : callable
+        Prints one line.
+    """
+
+    def __init__(self, chapter: str, log: Path, say: Callable[[str], None]):
+        self.chapter, self.log, self.say = chapter, log, say
+        self.began = self.last = time.monotonic()
+        self.heading = ""
+        self.read = log.stat().st_size if log.exists() else 0
+        self.rest = b""
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        while not self.done.wait(0.5):
+            self._echo()
+        self._echo()
+
+    def _echo(self) -> None:
+        if not self.log.exists():
+            return
+        with self.log.open("rb") as stream:
+            stream.seek(self.read)
+            text = self.rest + stream.read()
+            self.read = stream.tell()
+        *lines, self.rest = text.split(b"\n")
+        for line in lines:
+            self.say(f"[{self.chapter}]   {line.decode(errors='replace').rstrip()}")
+
+    def cell(self, notebook: NotebookNode, index: int) -> None:
+        """Note that a cell starts; a new section, or a long silence, is worth a line."""
+        number, heading = position(notebook.cells, index)
+        now = time.monotonic()
+        if notebook.cells[index].cell_type != "code":
+            return
+        if heading != self.heading or now - self.last > QUIET_SECONDS:
+            total, _ = position(notebook.cells, len(notebook.cells) - 1)
+            self.say(f"[{self.chapter}] {number}/{total} {heading} · {now - self.began:.0f} s")
+            self.heading, self.last = heading, now
+
+
+def execute(
+    notebook: NotebookNode,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    root: Path,
+    threads: int,
+    watch: Watch,
+) -> NotebookNode:
+    """Execute a chapter with ``parameters`` and save it, cell by cell, as ``output``.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        The chapter; it is not changed.
+    output : Path
+        The ``.ipynb`` file.
+    parameters : mapping of str to object
+        All parameters as used.
+    root : Path
+        The repository, which is the kernel's working directory.
+    threads : int
+        Threads of one numerical operation, at least 1.
+    watch : Watch
+        Told of each cell.
+
+    Returns
+    -------
+    NotebookNode
+        As executed, without an error in any output.
+
+    Raises
+    ------
+    ChapterFailed
+        A cell raised, kept an error in its output, or the kernel died in it.
+    OSError
+        ``output`` cannot be written.
+    """
+    reached = 0
+
+    def on_cell(executing: NotebookNode, index: int) -> None:
+        nonlocal reached, notebook
+        reached, notebook = index, executing
+        watch.cell(executing, index)
+
+    try:
+        executed = execute_notebook(
+            copy.deepcopy(notebook),
+            str(output).replace("{", "{{").replace("}", "}}"),  # papermill formats the name
+            parameters=dict(parameters),
+            engine_name="companion",
+            kernel_name="python3",
+            cwd=root,
+            progress_bar=False,
+            root=root,
+            threads=threads,
+            on_cell=on_cell,
+        )
+    except PapermillExecutionError as error:
+        # Papermill has put two cells with its own notices into the notebook; `reached` counts without them.
+        text = ANSI.sub("", "\n".join(error.traceback))
+        last = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        raise _failure(notebook, reached, last, text) from None
+    except DeadKernelError:
+        raise _failure(notebook, reached, "the kernel died (out of memory?)", "") from None
+    for index, cell in enumerate(executed.cells):
+        for found in cell.get("outputs", []):
+            if found.output_type == "error":
+                raise _failure(executed, index, f"kept an error in its output: {found.ename}", "")
+    return executed
+
+
+def _failure(notebook: NotebookNode, index: int, error: str, traceback: str) -> ChapterFailed:
+    cells = [cell for cell in notebook.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
+    number, heading = position(cells, index)
+    first = (cells[index].source.strip().splitlines() or [""])[0]
+    return ChapterFailed(f"cell {number} (section {heading!r}, `{first}`): {error}", traceback)

@@ -1,0 +1,143 @@
+"""What decides whether a chapter must run again: content, never time stamps.
+
+The fingerprint of a run is a SHA-256 over everything that can change its result: the chapter's text, the
+parameters as used, the ``lib`` modules that it imports (directly or through others) and those that run and
+judge it, the lock file, the chapter's ledger and the data. Two runs with the same fingerprint are the same
+run. Not in it: the commit (a commit that touches none of these changes nothing), the machine, and where the
+run's folder lies.
+"""
+
+import ast
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grimp
+from nbformat import NotebookNode
+
+import lib
+from lib.parameters import PLACES, RequestError
+
+ALWAYS = ("lib.run", "lib.evidence", "lib.claims")
+
+
+def direct_imports(notebook: NotebookNode, modules: set[str]) -> set[str]:
+    """Return those of ``modules`` that a chapter's code cells import, wherever in a cell the import stands.
+
+    ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``. Lines of IPython's
+    own syntax (``%matplotlib``) are skipped.
+    """
+    found = set()
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        source = "\n".join(
+            line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))
+        )
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module)
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found & modules
+
+
+def imported_modules(notebook: NotebookNode, root: Path) -> dict[str, Path]:
+    """Return the modules of ``lib`` that decide a chapter's result, with their files.
+
+    These are the modules that the chapter imports, the ones its data sources live in, the ones that run and
+    judge any chapter, the packages that hold them, and everything that those import in turn.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        The chapter.
+    root : Path
+        The repository.
+
+    Returns
+    -------
+    dict of str to Path
+        Module name to its file, sorted by name.
+
+    Raises
+    ------
+    RequestError
+        ``root`` is not the repository of the ``lib`` that this process imports, or a data source names a
+        module that does not exist.
+    """
+    if Path(lib.__file__).resolve().parents[1] != root.resolve():
+        raise RequestError(f"{root} is not where lib is imported from ({lib.__file__}): run from there")
+    graph = grimp.build_graph("lib", cache_dir=None)
+    wanted = set(ALWAYS) & graph.modules | direct_imports(notebook, graph.modules)
+    for source in data_sources(notebook):
+        module = source.partition(":")[0]
+        if module not in graph.modules:
+            raise RequestError(f"data source {source!r} must be module:attribute of a module in lib")
+        wanted.add(module)
+    closure: set[str] = set()
+    while wanted:
+        module = wanted.pop()
+        closure.add(module)
+        packages = {module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)}
+        wanted |= (graph.find_modules_directly_imported_by(module) | packages) - closure
+    return {module: _module_file(module, root) for module in sorted(closure)}
+
+
+def data_sources(notebook: NotebookNode) -> list[str]:
+    """Return the ``module:attribute`` names of the data sources in a chapter's front matter."""
+    return list(notebook.metadata.get("companion", {}).get("data") or [])
+
+
+def _module_file(module: str, root: Path) -> Path:
+    path = root.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _file_digest(path: Path) -> str:
+    if not path.is_file():
+        return "absent"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path) -> str:
+    """Return the identity of a run: 64 hexadecimal digits that change when its result could.
+
+    Parameters
+    ----------
+    chapter : str
+        The chapter's name.
+    notebook : NotebookNode
+        The chapter, as read from its file.
+    parameters : mapping of str to object
+        All parameters as used. ``run_dir`` is left out and ``data_dir`` counts by the content found there; a
+        parameter that is the name of a file, such as a checkpoint, counts with that file's content too.
+    root : Path
+        The repository.
+
+    Raises
+    ------
+    RequestError
+        As `imported_modules`.
+    """
+    parts = {
+        f"module {module}": _file_digest(path) for module, path in imported_modules(notebook, root).items()
+    }
+    for name in (f"notebooks/{chapter}.md", "requirements.lock", f"book/claims/{chapter}.yml"):
+        parts[f"file {name}"] = _file_digest(root / name)
+    for source in data_sources(notebook):
+        module, _, attribute = source.partition(":")
+        files = getattr(importlib.import_module(module), attribute).files(Path(parameters["data_dir"]))
+        for number, path in enumerate(files):
+            parts[f"data {source} {number} {Path(path).name}"] = _file_digest(Path(path))
+    values = {name: value for name, value in parameters.items() if name not in PLACES}
+    for name, value in values.items():
+        if isinstance(value, str) and value and (root / value).is_file():
+            parts[f"parameter {name}"] = _file_digest(root / value)
+    whole = json.dumps({"chapter": chapter, "parameters": values, "parts": parts}, sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()
