@@ -1,0 +1,419 @@
+"""Build the book: ``python book/build.py [--scale book]``.
+
+Stages ``_build/source`` (hand-written pages, chapters as executed, fragments made from the evidence), lets Jupyter
+Book 1 render it with every warning an error, checks what came out, and only then swaps it in as ``_build/html``.
+Nothing is executed or trained here: chapters come from complete runs (``python -m lib.run``).
+
+Unchanged staged files are not touched, so Sphinx renders only what changed. A failed or killed build leaves the
+published pages as they were and forgets Sphinx's cache, because a cached page does not repeat its warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from bs4 import BeautifulSoup
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from book import fragments, scorecard  # noqa: E402
+from lib.evidence import Evidence  # noqa: E402
+
+DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
+GITHUB = re.compile(
+    r"(?:https://github\.com/|git@github\.com:|ssh://git@github\.com/)([\w.-]+/[\w.-]+?)(?:\.git)?/?"
+)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+PATHS = {"run_dir", "data_dir"}  # parameters that name a place on the machine that ran, not the experiment
+
+
+class BuildError(Exception):
+    """The book cannot be built; one line per problem, each naming its page."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+
+
+def require_jupyter_book(version: str) -> None:
+    """Refuse any Jupyter Book but 1.x: version 2 ignores ``_config.yml`` and ``_toc.yml``.
+
+    Raises
+    ------
+    BuildError
+        The major version is not 1.
+    """
+    if version.split(".")[0] != "1":
+        raise BuildError(f"Jupyter Book 1.x is needed, found {version}: pip install -r requirements.lock")
+
+
+def repository(environ: dict[str, str], remote: str = "") -> str:
+    """``owner/name`` of the GitHub repository that launch and source links point to.
+
+    ``BOOK_REPOSITORY_URL`` decides, then ``GITHUB_REPOSITORY``, then a GitHub `remote`, then the default.
+
+    Raises
+    ------
+    BuildError
+        ``BOOK_REPOSITORY_URL`` is no GitHub address.
+    """
+    if url := environ.get("BOOK_REPOSITORY_URL"):
+        if match := GITHUB.fullmatch(url):
+            return match[1]
+        raise BuildError(f"BOOK_REPOSITORY_URL must look like https://github.com/owner/name, got {url!r}")
+    if slug := environ.get("GITHUB_REPOSITORY"):
+        return slug
+    match = GITHUB.fullmatch(remote)
+    return match[1] if match else DEFAULT_REPOSITORY
+
+
+def git_remote(root: Path) -> str:
+    """Address of the remote ``origin``, empty when there is none."""
+    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def toc_pages(root: Path) -> list[str]:
+    """Page names (``book/index``, ``notebooks/meantime``, …) in the order of ``_toc.yml``."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def toc_papers(root: Path) -> list[str]:
+    """Chapters of the part "Papers", which are the ones that the scorecard counts."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    files = [c["file"] for part in toc["parts"] if part["caption"] == "Papers" for c in part["chapters"]]
+    return [file.removeprefix("notebooks/") for file in files]
+
+
+def _assignments(source: str) -> dict[str, object]:
+    """Names that a parameters cell sets to a literal."""
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and node.value is not None:
+            found[target.id] = ast.literal_eval(node.value)
+    return found
+
+
+def clean_notebook(text: str, name: str) -> str:
+    """An executed notebook as the page shows it.
+
+    Papermill's injected cell keeps only what differs from the parameters cell above it, without paths of the
+    machine that ran; papermill's own metadata, which names such paths too, is dropped.
+
+    Raises
+    ------
+    BuildError
+        A cell ended in an error.
+    """
+    notebook = json.loads(text)
+    notebook["metadata"].pop("papermill", None)
+    cells, shown = [], {}
+    for index, cell in enumerate(notebook["cells"]):
+        cell["metadata"].pop("papermill", None)
+        if any(output["output_type"] == "error" for output in cell.get("outputs", ())):
+            raise BuildError(f"{name}: cell {index} ended in an error, see the log of its run")
+        tags = cell["metadata"].get("tags", [])
+        source = "".join(cell["source"])
+        if "parameters" in tags:
+            shown = _assignments(source)
+        elif "injected-parameters" in tags:
+            changed = {
+                key: value
+                for key, value in _assignments(source).items()
+                if key not in PATHS and (key not in shown or shown[key] != value)
+            }
+            if not changed:
+                continue
+            lines = [f"{key} = {value!r}" for key, value in changed.items()]
+            cell["source"] = "\n".join(["# this page was run with", *lines])
+        cells.append(cell)
+    notebook["cells"] = cells
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+
+
+def find_runs(root: Path, chapters: list[str], scale: str, run_folder: Callable) -> dict[str, Path]:
+    """Folder of the complete, current run of each chapter.
+
+    Raises
+    ------
+    BuildError
+        A chapter has none; the message holds the command that makes it.
+    """
+    folders, problems = {}, []
+    for chapter in chapters:
+        try:
+            folder = Path(run_folder(chapter, scale, root=root))
+        except (ValueError, OSError) as error:
+            problems.append(f"notebooks/{chapter}: {error}")
+            continue
+        if (folder / "evidence.json").is_file() and (folder / "notebook.ipynb").is_file():
+            folders[chapter] = folder
+        else:
+            problems.append(
+                f"notebooks/{chapter}: no complete run of this text at scale {scale}; "
+                f"run: python -m lib.run {chapter} --scale {scale}"
+            )
+    if problems:
+        raise BuildError(*problems)
+    return folders
+
+
+def simulate_verdicts(root: Path, folder: Path) -> None:
+    """Let the page on verdicts make its figures and numbers."""
+    script = root / "book" / "verdict_simulation.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BuildError(f"book/verdicts: verdict_simulation.py failed: {last}")
+
+
+def mathjax_files() -> dict[str, bytes]:
+    """The part of the packaged MathJax 3 that pages load: one script and its fonts (path under ``_static``)."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None:
+        raise BuildError("MathJax is missing: pip install -r requirements.lock (sphinx-mathjax-offline)")
+    folder = Path(spec.submodule_search_locations[0]) / "static" / "mathjax"
+    wanted = [folder / "tex-mml-chtml.js", *sorted((folder / "output/chtml/fonts/woff-v2").glob("*.woff"))]
+    return {f"mathjax/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in wanted}
+
+
+def staged_files(root: Path, runs: dict[str, Path], slug: str) -> dict[str, bytes]:
+    """Everything Sphinx reads, as path → content, with `slug` in place of the default repository."""
+    files = {}
+    names = ["_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+    sources = [root / name for name in names]
+    sources += [
+        path for path in (root / "book").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}
+    ]
+    sources += (root / "lib").rglob("*.py")
+    for path in sources:
+        if path.exists():
+            files[path.relative_to(root).as_posix()] = path.read_bytes()
+    for name, content in mathjax_files().items():
+        files[f"book/_static/{name}"] = content
+    problems = []
+    for chapter, folder in runs.items():
+        try:
+            text = clean_notebook(
+                (folder / "notebook.ipynb").read_text(encoding="utf-8"), f"notebooks/{chapter}"
+            )
+        except BuildError as error:
+            problems.append(str(error))
+            continue
+        files[f"notebooks/{chapter}.ipynb"] = text.encode()
+        for kind in ("figures", "tables"):
+            for path in (folder / kind).glob("*"):
+                files[f"notebooks/{chapter}/{kind}/{path.name}"] = path.read_bytes()
+    if problems:
+        raise BuildError(*problems)
+    if slug != DEFAULT_REPOSITORY:
+        for name in files:
+            if name.endswith((".md", ".yml", ".ipynb")):
+                files[name] = files[name].replace(DEFAULT_REPOSITORY.encode(), slug.encode())
+    return files
+
+
+def synchronise(files: dict[str, bytes], folder: Path) -> None:
+    """Make `folder` hold exactly `files`, touching only what differs (Sphinx goes by modification time)."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def render(source: Path, work: Path, log: Path) -> Path:
+    """Run Jupyter Book on `source`; returns the folder of the pages.
+
+    Raises
+    ------
+    BuildError
+        It warned or failed; one line per warning, and where the log is.
+    """
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
+    command += ["--path-output", str(work), "-W", "-n", "--keep-going"]
+    with log.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    lines = ANSI.sub("", log.read_text(encoding="utf-8")).replace(f"{source}{os.sep}", "").splitlines()
+    complaints = list(
+        dict.fromkeys(line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL):", line))
+    )
+    if code or complaints:
+        raise BuildError(*(complaints[:20] or lines[-3:]), f"the whole log: {log}")
+    return work / "_build" / "html"
+
+
+def check_pages(html: Path, pages: list[str], figures: dict[str, int], private: str = "") -> list[str]:
+    """Problems of the built pages, one line each: missing page, error output, missing figure, private path.
+
+    Parameters
+    ----------
+    html : Path
+        Folder of the built pages.
+    pages : list of str
+        Page names of the table of contents.
+    figures : dict of str to int
+        Least number of figures that a page must show.
+    private : str
+        A path that no page may name (the folder the book was built in).
+    """
+    problems = []
+    for page in pages:
+        path = html / f"{page}.html"
+        if not path.is_file():
+            problems.append(f"{page}: the page is missing from the build")
+            continue
+        text = path.read_text(encoding="utf-8")
+        article = BeautifulSoup(text, "html.parser").select_one("article")
+        if article is None or not article.get_text(strip=True):
+            problems.append(f"{page}: the page is empty")
+            continue
+        if article.select(".output.traceback"):
+            problems.append(f"{page}: shows an error output")
+        sources = [image["src"] for image in article.select("img") if "://" not in image["src"]]
+        sources = [source for source in sources if not source.startswith("data:")]
+        problems += [
+            f"{page}: image {source} is missing"
+            for source in sources
+            if not (path.parent / source).resolve().is_file()
+        ]
+        if len(sources) < figures.get(page, 0):
+            problems.append(f"{page}: shows {len(sources)} figures, its run made {figures[page]}")
+        if private and private in text:
+            problems.append(f"{page}: names a folder of this machine ({private})")
+    return problems
+
+
+def publish(built: Path, destination: Path) -> None:
+    """Swap a copy of `built` in as `destination`; readers see the old pages or the new ones, never a mixture."""
+    fresh, old = destination.with_name("html.new"), destination.with_name("html.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(built, fresh)
+    if destination.exists():
+        destination.rename(old)
+    fresh.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def build(
+    root: Path = ROOT,
+    scale: str = "book",
+    *,
+    environ: dict[str, str] | None = None,
+    run_folder: Callable | None = None,
+) -> Path:
+    """Stage, render, check and publish; returns ``<root>/_build/html``.
+
+    Parameters
+    ----------
+    root : Path
+        The repository, or a copy of it.
+    scale : str
+        Scale whose runs the pages show.
+    environ : dict, optional
+        Environment that names the repository, ``os.environ`` by default.
+    run_folder : callable, optional
+        ``(chapter, scale, root=...) -> Path``, ``lib.run.run_folder`` by default.
+
+    Raises
+    ------
+    BuildError
+        Anything is missing, warned about or wrong; the published pages are then left as they were.
+    """
+    if run_folder is None:
+        from lib.run import run_folder
+    require_jupyter_book(importlib.metadata.version("jupyter-book"))
+    slug = repository(dict(os.environ) if environ is None else environ, git_remote(root))
+    output = root / "_build"
+    output.mkdir(exist_ok=True)
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            return _build(root, output, scale, slug, run_folder)
+    except Timeout:
+        raise BuildError(f"another build is running in {output}") from None
+
+
+def _build(root: Path, output: Path, scale: str, slug: str, run_folder: Callable) -> Path:
+    html, work, source, unfinished = (output / name for name in ("html", "sphinx", "source", ".unfinished"))
+    if not html.exists() and html.with_name("html.old").exists():  # killed between the two renames of publish
+        html.with_name("html.old").rename(html)
+    pages = toc_pages(root)
+    chapters = [page.removeprefix("notebooks/") for page in pages if page.startswith("notebooks/")]
+    runs = find_runs(root, chapters, scale, run_folder)
+    evidence = {chapter: Evidence.load(folder / "evidence.json") for chapter, folder in runs.items()}
+
+    if unfinished.exists():
+        shutil.rmtree(work, ignore_errors=True)
+    unfinished.touch()
+    generated = output / "generated"
+    shutil.rmtree(generated, ignore_errors=True)
+    scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root)
+    simulate_verdicts(root, generated)
+    fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
+    files = staged_files(root, runs, slug)
+    files |= {
+        f"book/_generated/{path.relative_to(generated).as_posix()}": path.read_bytes()
+        for path in generated.rglob("*")
+        if path.is_file()
+    }
+    synchronise(files, source)
+    built = render(source, work, output / "book.log")
+    figures = {
+        f"notebooks/{name}": sum(artifact.kind == "figure" for artifact in one.artifacts)
+        for name, one in evidence.items()
+    }
+    if problems := check_pages(built, pages, figures, private=str(root)):
+        raise BuildError(*problems, f"the whole log: {output / 'book.log'}")
+    publish(built, html)
+    unfinished.unlink()
+    return html
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Build the book from complete runs into _build/html.")
+    parser.add_argument("--scale", default="book", help="scale whose runs the pages show (default: book)")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this one)")
+    options = parser.parse_args(argv)
+    began = time.perf_counter()
+    try:
+        html = build(options.root.resolve(), options.scale)
+    except BuildError as error:
+        print(f"the book was not built:\n{error}", file=sys.stderr)
+        return 1
+    size = sum(path.stat().st_size for path in html.rglob("*") if path.is_file())
+    pages = len(toc_pages(options.root))
+    print(f"{html / 'index.html'}  ({pages} pages, {size / 1e6:.1f} MB, {time.perf_counter() - began:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

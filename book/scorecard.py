@@ -1,0 +1,281 @@
+"""The scorecard: from evidence files to counts, a table of every claim, its downloads and its picture.
+
+`collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Verdicts against a
+paper's number that was recalled from memory are counted apart everywhere. No verdict is computed here: they are read
+from the evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from html import escape, unescape
+from pathlib import Path
+from re import sub
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.claims import VERDICTS, Ledger, format_interval, format_number, load_ledger
+from lib.evidence import ClaimEvidence, Evidence
+from lib.figures import use_style
+from lib.record_tables import badge, measured, paper_numbers
+
+# Fill and hatch of each verdict: the hatches and the printed words tell them apart without colour.
+LOOKS = {
+    "exact": ("#7fc8a0", ""),
+    "reproduced": ("#b4e3c8", "//"),
+    "holds": ("#a5cdea", "\\\\"),
+    "inconclusive": ("#f7dd8b", ".."),
+    "contradicted": ("#ef9a93", "xx"),
+    "consistent": ("#d4bff0", "--"),
+    "not tested": ("#ffffff", ""),
+}
+
+
+def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
+    """One row per claim, chapters and claims in the order given; text and numbers only.
+
+    ``mean``, ``low``, ``high``, ``level`` and ``unit`` are those of the effect that decided (empty for
+    arithmetic); ``recalled`` says that the paper's number was recalled from memory.
+    """
+    rows = []
+    for one in evidence:
+        for claim in one.claims:
+            effect = claim.interval
+            rows.append(
+                {
+                    "chapter": one.chapter,
+                    "claim": claim.id,
+                    "statement": claim.statement,
+                    "source": claim.source,
+                    "kind": claim.kind,
+                    "verdict": claim.verdict,
+                    "recalled": claim.provenance_of_paper_number == "recalled",
+                    "synthetic": claim.synthetic,
+                    "scale": one.scale,
+                    "scope": claim.scope,
+                    "protocol": claim.protocol,
+                    "paper": "; ".join(
+                        f"{n.name} = {format_number(n.value, n.decimals, n.unit)} ({n.where}, {n.provenance})"
+                        for n in claim.paper
+                    ),
+                    "paper_provenance": claim.provenance_of_paper_number,
+                    "measured": _measured_text(claim),
+                    "effect": effect.label if effect else None,
+                    "mean": effect.mean if effect else None,
+                    "low": effect.low if effect else None,
+                    "high": effect.high if effect else None,
+                    "level": effect.level if effect else None,
+                    "unit": effect.unit if effect else None,
+                    "reason": claim.reason,
+                    "command": claim.command,
+                    "anchor": f"notebooks/{one.chapter}.html#{claim.anchor}",
+                }
+            )
+    if not rows:
+        raise ValueError("a scorecard needs the evidence of at least one chapter, got none")
+    return pd.DataFrame(rows)
+
+
+def _measured_text(claim: ClaimEvidence) -> str:
+    """Every measured number as plain text."""
+    parts = []
+    for name, value in claim.measured.items():
+        if isinstance(value, Mapping):
+            parts += [
+                f"{name}, {arm} = {format_interval(one.mean, one.low, one.high)}"
+                for arm, one in value.items()
+            ]
+        else:
+            parts.append(f"{name} = {format_number(value)}")
+    return "; ".join(parts)
+
+
+def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
+    """How many claims of each chapter got each verdict, and over all chapters in the last row, ``all``.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        From `collect`.
+    recalled : bool
+        Count the claims whose paper number was recalled (True) or all the others (False).
+
+    Returns
+    -------
+    DataFrame
+        Chapters × verdicts, in the order of `lib.claims.VERDICTS`.
+    """
+    chapters = list(dict.fromkeys(claims["chapter"]))
+    chosen = claims[claims["recalled"] == recalled]
+    table = (
+        chosen.groupby(["chapter", "verdict"]).size().unstack(fill_value=0)
+        .reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
+    )  # fmt: skip
+    table.loc["all"] = table.sum()
+    return table.astype(int)
+
+
+def in_words(row: pd.Series) -> str:
+    """``12 exact, 2 holds``: the verdicts that occur in a row of `counts`."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in row.items() if count) or "none"
+
+
+def headline(claims: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Stacked bars of verdicts per chapter; verdicts against recalled numbers are a second, thinner bar."""
+    use_style()
+    bars = []
+    for chapter in dict.fromkeys(claims["chapter"]):
+        for recalled in (False, True):
+            row = counts(claims, recalled=recalled).loc[chapter]
+            if row.sum():
+                bars.append((titles[chapter] if not recalled else "recalled numbers", row, recalled))
+    widest = max(row.sum() for _, row, _ in bars)
+    figure, axis = plt.subplots(figsize=(8, 0.55 + 0.8 * len(bars)))
+    with plt.rc_context({"hatch.color": "#555555", "hatch.linewidth": 0.6}):
+        for place, (_, row, recalled) in enumerate(bars):
+            left = 0
+            for verdict, count in row[row > 0].items():
+                fill, hatch = LOOKS[verdict]
+                axis.barh(
+                    place, count, left=left, height=0.3 if recalled else 0.5, color=fill, hatch=hatch,
+                    edgecolor="#333333", linewidth=1, linestyle=":" if verdict == "not tested" else "-",
+                )  # fmt: skip
+                axis.text(
+                    left + count / 2, place, str(count), ha="center", va="center", fontsize=11, weight="bold",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+                )  # fmt: skip
+                narrow = count / widest < 0.11
+                axis.text(
+                    left + count / 2, place + (0.2 if recalled else 0.3), verdict.replace(" ", "\n") if narrow else verdict,
+                    ha="right" if narrow else "center", va="top", fontsize=9, rotation=25 if narrow else 0,
+                    rotation_mode="anchor",
+                )  # fmt: skip
+                left += count
+    axis.set(yticks=range(len(bars)), yticklabels=[label for label, _, _ in bars], xlim=(0, widest))
+    axis.set_ylim(len(bars) - 0.25, -0.45)
+    axis.tick_params(left=False, bottom=False, labelbottom=False)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """The picture with its alternative text and caption."""
+    parts = []
+    for chapter in dict.fromkeys(claims["chapter"]):
+        parts.append(f"{titles[chapter]}: {in_words(counts(claims).loc[chapter])}")
+        apart = counts(claims, recalled=True).loc[chapter]
+        parts[-1] += f"; against recalled numbers: {in_words(apart)}" if apart.sum() else ""
+    made_up = int((claims["synthetic"] & (claims["verdict"] != "not tested")).sum())
+    note = f" {made_up} of them were measured on made-up data." if made_up else ""
+    return (
+        "```{figure} _generated/headline.svg\n"
+        ":class: headline-figure\n:name: fig-headline\n"
+        f":alt: Bars of verdict counts. {_plain('. '.join(parts))}.\n\n"
+        f"What became of {len(claims)} claims at the scale of this book.{note} "
+        "Colour is doubled by hatching.\n```\n"
+    )
+
+
+def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """Counts per paper and overall, verdicts against recalled numbers in a table of their own."""
+    head = [
+        "| paper | "
+        + " | ".join(f"[{v}]{{.verdict .verdict-{v.replace(' ', '-')}}}" for v in VERDICTS)
+        + " |"
+    ]
+    head += ["|---" * (len(VERDICTS) + 1) + "|"]
+    names = {
+        **{chapter: f"[{_plain(title)}](../notebooks/{chapter})" for chapter, title in titles.items()},
+        "all": "all",
+    }
+
+    def body(table: pd.DataFrame) -> list[str]:
+        return [
+            f"| {names[chapter]} | " + " | ".join(str(count) if count else "–" for count in row) + " |"
+            for chapter, row in table.iterrows()
+        ]
+
+    apart = counts(claims, recalled=True)
+    text = [*head, *body(counts(claims)), ""]
+    if apart.to_numpy().sum():
+        text += [
+            "Counted apart, because the paper's number was recalled from memory and not read anywhere:",
+            "",
+        ]
+        text += [*head, *body(apart[apart.sum(axis=1) > 0]), ""]
+    return "\n".join(text)
+
+
+def claims_markdown(evidence: Evidence) -> str:
+    """Every claim of a chapter as a table; each identifier is a checked reference to its place in the chapter."""
+    lines = [":::{list-table}", ":header-rows: 1", ":class: claims", ""]
+    lines += [
+        "* - claim", "  - verdict", "  - the paper's number", "  - ours, and why", "  - scale and protocol",
+    ]  # fmt: skip
+    for claim in evidence.claims:
+        protocol = escape(claim.protocol) + (f"<br>Scope: {escape(claim.scope)}" if claim.scope else "")
+        command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
+        ours = measured(claim) if claim.measured else ""
+        lines += [f"* - {{ref}}`{claim.id} <{claim.anchor}>`", ""]
+        lines += _raw(f"{escape(claim.statement)} <small>({escape(claim.source)})</small>")
+        mark = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+        cells = [
+            badge(claim.verdict) + mark,
+            paper_numbers(claim.paper, claim.see),
+            f"{ours}<p class='fine'>{escape(claim.reason)}{command}</p>",
+            f"{evidence.scale}<p class='fine'>{protocol}</p>",
+        ]
+        for content in cells:
+            lines += ["  -", *_raw(content)]
+    return "\n".join([*lines, ":::", ""])
+
+
+def _raw(html: str) -> list[str]:
+    return ["    ```{raw} html", f"    <div>{' '.join(html.split())}</div>", "    ```", ""]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return sub(r"([\\`*_{}\[\]$|#~^@<>])", r"\\\1", " ".join(unescape(text).split()))
+
+
+def short_title(ledger: Ledger) -> str:
+    """A paper's name as far as its colon, and its year: ``MEANTIME (2020)``."""
+    return f"{ledger.paper.title.split(':')[0]} ({ledger.paper.year})"
+
+
+def write(evidence: Iterable[Evidence], folder: Path, root: Path) -> pd.DataFrame:
+    """Write fragments, downloads and picture into `folder`; returns the rows.
+
+    Files: ``headline.{md,svg,png}``, ``scorecard.{md,csv,json}``.
+    """
+    evidence = list(evidence)
+    claims = collect(evidence)
+    ledgers = {one.chapter: load_ledger(one.chapter, root) for one in evidence}
+    titles = {chapter: short_title(ledger) for chapter, ledger in ledgers.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    claims.to_csv(folder / "scorecard.csv", index=False)
+    records = json.loads(claims.to_json(orient="records"))
+    (folder / "scorecard.json").write_text(
+        json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    figure = headline(claims, titles)
+    figure.savefig(folder / "headline.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(folder / "headline.png", metadata={"Software": None})
+    plt.close(figure)
+    (folder / "headline.md").write_text(headline_markdown(claims, titles), encoding="utf-8")
+    text = ["## Counts", "", summary_markdown(claims, titles)]
+    for one in evidence:
+        text += [
+            f"## {_plain(titles[one.chapter])}",
+            "",
+            f"Chapter: [{_plain(ledgers[one.chapter].paper.title)}](../notebooks/{one.chapter})",
+            "",
+        ]
+        text += [claims_markdown(one)]
+    (folder / "scorecard.md").write_text("\n".join(text), encoding="utf-8")
+    return claims

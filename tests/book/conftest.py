@@ -1,0 +1,126 @@
+"""A whole book on made-up runs: the real pages and ledgers, chapters executed on paper only."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from book import build as builder
+from lib.evidence import Evidence, Record
+from lib.request import RequestError
+
+SCALE = "smoke"
+
+
+def made_up(claim, rng):
+    """Three replicates per arm that a rule accepts; what they say does not matter here."""
+    if claim.kind == "arithmetic":
+        return {number.name: number.value for number in claim.paper}
+    return {
+        metric: {arm: list(rng.normal(1 - 0.1 * place, 0.02, 3)) for place, arm in enumerate(arms)}
+        for metric, arms in claim.arms().items()
+    }
+
+
+def run_chapter(root, chapter, scale=SCALE):
+    """Leave a complete run of `chapter` as `lib.run` would, without running it; returns its folder."""
+    folder = root / "runs" / scale / chapter / "made-up"
+    shutil.rmtree(folder, ignore_errors=True)
+    record = Record(chapter, scale=scale, run_dir=folder, root=root)
+    rng = np.random.default_rng(0)
+    cells = [
+        new_markdown_cell(f"# Chapter {chapter}\n\nA made-up run."),
+        new_code_cell("seeds: list[int] = [0, 1, 2]", metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell(
+            f'seeds = [0, 1, 2]\nscale = "{scale}"\nrun_dir = "{folder}"',
+            metadata={"tags": ["injected-parameters"]},
+            execution_count=2,
+        ),
+        new_markdown_cell(f"({chapter}-claims)=\n## What is claimed\n\n$E = mc^2$ {{cite}}`cho2020meantime`"),
+        html_cell(record.ledger_table()),
+    ]
+    for claim in record.ledger.claims:
+        label = f"{chapter}-{claim.id.lower()}"
+        if record.ledger[claim.id].entry(scale).tested:
+            record.judge(claim.id, made_up(claim, rng))
+        else:
+            record.not_tested(claim.id)
+        cells.append(new_markdown_cell(f"({label})=\n### Claim {claim.id}\n\nMeasured."))
+    figure = plt.figure(figsize=(6, 2))
+    figure.subplots().plot([0, 1])
+    record.figure(figure, "line")
+    record.table(pd.DataFrame({"a": [1.0]}), "numbers")
+    png = (folder / "figures/line.png").read_bytes()
+    image = new_output("display_data", {"image/png": __import__("base64").b64encode(png).decode()})
+    mystnb = {"image": {"alt": "A line."}, "figure": {"caption": "A line.", "name": f"fig-{chapter}-line"}}
+    cells.append(new_code_cell("figure", metadata={"mystnb": mystnb}, outputs=[image], execution_count=3))
+    cells += [new_markdown_cell("## Verdicts"), html_cell(record.verdicts()), html_cell(record.provenance())]
+    record.close()
+    notebook = new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
+    notebook["metadata"]["language_info"] = {"name": "python"}
+    nbformat.write(notebook, folder / "notebook.ipynb")
+    Evidence.of_run(folder, {"seeds": [0, 1, 2]}).save(folder / "evidence.json")
+    return folder
+
+
+def html_cell(html):
+    return new_code_cell(
+        "record", outputs=[new_output("display_data", {"text/html": str(html)})], execution_count=1
+    )
+
+
+def make_root(root):
+    """Copy what the book is made of to `root`, with a made-up run of every chapter of the contents."""
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for page in builder.toc_pages(root):
+        if page.startswith("notebooks/"):
+            run_chapter(root, page.removeprefix("notebooks/"))
+    return root
+
+
+def made_up_folder(chapter, scale, root):
+    """In the place of `lib.run.run_folder`."""
+    if not (root / "book" / "claims" / f"{chapter}.yml").exists():
+        raise RequestError(f"unknown chapter {chapter!r}")
+    return root / "runs" / scale / chapter / "made-up"
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Root of a book that was built once."""
+    root = make_root(tmp_path_factory.mktemp("book"))
+    builder.build(root, SCALE, environ={}, run_folder=made_up_folder)
+    return root
+
+
+@pytest.fixture
+def small_root(tmp_path):
+    """Root of a book of two pages and one chapter, not built."""
+    root = make_root(tmp_path)
+    toc = "format: jb-book\nroot: book/index\nparts:\n- caption: Papers\n  chapters:\n  - file: notebooks/template\n"
+    (root / "_toc.yml").write_text(toc)
+    (root / "book/index.md").write_text("# Small\n\n```{include} _generated/headline.md\n```\n")
+    return root
+
+
+def load_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
