@@ -180,7 +180,8 @@ class InteractionLog:
 def _whole_seconds(timestamp: np.ndarray) -> np.ndarray:
     """Time stamps as int64, or a ValueError for anything that is not a whole second from 1970 on."""
     try:
-        seconds = timestamp.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # NaN is found below
+            seconds = timestamp.astype(np.int64)
         whole = bool((seconds == timestamp).all() and (seconds >= 0).all())
     except (ValueError, TypeError):
         whole = False

@@ -47,7 +47,10 @@ def target_rank(
         raise ValueError(
             f"scores contain {int(torch.isnan(scores).sum())} NaN of {scores.numel()}: nothing to rank"
         )
-    column = torch.as_tensor(target, device=scores.device).expand(len(scores)).long()[:, None]
+    column = torch.as_tensor(target, device=scores.device)
+    if column.shape not in ((), (len(scores),)):
+        raise ValueError(f"target must be one column or ({len(scores)},), got shape {tuple(column.shape)}")
+    column = column.expand(len(scores)).long()[:, None]
     if column.min() < 0 or column.max() >= scores.shape[1]:
         raise ValueError(
             f"target must be a column in 0..{scores.shape[1] - 1}, got {column.min()}..{column.max()}"

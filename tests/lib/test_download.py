@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server on this machine: hashes, resuming, mirrors, hostile archives, full disk."""
+"""Downloads from a real HTTP server here: hashes, resuming, mirrors, hostile archives, full disk."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
 class Server:
-    """Serves `files`; `cut` closes the next connections after so many bytes; `requests` keeps what was asked."""
+    """Serves `files`; `cut`: bytes after which the next connections close; `requests`: what was asked."""
 
     def __init__(self):
         self.files = {"/a.bin": CONTENT}
@@ -110,7 +110,7 @@ def test_goes_on_in_the_next_call(server, tmp_path):
 
 
 def test_starts_again_when_the_file_has_changed_meanwhile(server, tmp_path):
-    """Without If-Range halves of two versions would be glued together, and no hash is known that would tell."""
+    """Without If-Range, halves of two versions would be glued together, and no hash would tell."""
     server.files["/a.bin"] = bytes(len(CONTENT))
     server.cut = [100_000] * download.ATTEMPTS
     with pytest.raises(DataUnavailable):
