@@ -29,9 +29,11 @@ from lib.models.checkpoints import (
     save_authors,
     whole,
 )
+from lib.models.dropout import Dropout
 from lib.models.layers import (
     ClozeHead,
     FeedForward,
+    attend,
     check_heads,
     check_range,
     check_sizes,
@@ -52,7 +54,8 @@ class SelfAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, *, dropout: float) -> None:
         super().__init__()
         check_heads(hidden_size, num_heads)
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads = num_heads
+        self.dropout = Dropout(dropout)
         self.projections = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
@@ -61,8 +64,7 @@ class SelfAttention(nn.Module):
         query, key, value = (
             split_heads(part, self.num_heads) for part in self.projections(x).chunk(3, dim=-1)
         )
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        mixed = attend(query, key, value, bias, self.dropout)
         return self.output(take_rows(merge_heads(mixed), rows))
 
 
@@ -75,7 +77,7 @@ class BertBlock(nn.Module):
         self.feed_forward = FeedForward(hidden_size, inner_dropout=0.0)
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, T, H) to (B, T, H), or to (n, H) for n ``rows``."""
@@ -133,7 +135,7 @@ class BERT4Rec(nn.Module):
             BertBlock(hidden_size, num_heads, dropout=dropout) for _ in range(num_blocks)
         )
         self.head = ClozeHead(num_items, hidden_size, kind=head, layer_norm=head_layer_norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

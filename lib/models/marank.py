@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models.checkpoints import Slot, count, linear, load_authors, read_state, require, save_authors, whole
+from lib.models.dropout import Dropout
 from lib.models.layers import check_range, check_sizes, initialise
 
 
@@ -36,7 +37,7 @@ class PooledAttention(nn.Module):
         self.item = nn.Linear(hidden_size, hidden_size)
         self.user = nn.Linear(hidden_size, hidden_size) if with_user else None
         self.out = nn.Linear(hidden_size, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, items: Tensor, user: Tensor | None = None) -> Tensor:
         """Items (B, T, H) and user (B, H) to (B, H)."""
@@ -53,7 +54,7 @@ class ResidualLayer(nn.Module):
     def __init__(self, hidden_size: int, *, dropout: float) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, H) to (…, H)."""

@@ -33,6 +33,8 @@ from lib.models.checkpoints import (
     save_authors,
     whole,
 )
+from lib.models.dropout import Dropout, check_probability
+from lib.models.dropout import dropout as drop
 from lib.models.layers import (
     ClozeHead,
     check_heads,
@@ -146,6 +148,7 @@ class Meantime(nn.Module):
         self.num_items, self.num_days, self.max_length = num_items, num_days, max_length
         self.hidden_size, self.frequency, self.time_unit = hidden_size, frequency, time_unit
         self.kernel_dropout = dropout if kernel_dropout is None else kernel_dropout
+        check_probability(self.kernel_dropout, "kernel_dropout")
         self.relative_term = relative_term
 
         rows = {"d": num_days, "p": max_length, "c": 1}
@@ -161,7 +164,7 @@ class Meantime(nn.Module):
             for _ in range(num_blocks)
         )
         self.head = ClozeHead(num_items, hidden_size, kind=head, layer_norm=head_layer_norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -255,7 +258,7 @@ class Meantime(nn.Module):
             else:
                 kernel = table.weight[-length:].expand(length, -1)[None]
             if self.training and self.kernel_dropout:
-                kernel = F.dropout(kernel.expand(batch_size, -1, -1), self.kernel_dropout)
+                kernel = drop(kernel.expand(batch_size, -1, -1), self.kernel_dropout)
             kernels.append(kernel)
         return kernels
 
@@ -267,19 +270,17 @@ class Meantime(nn.Module):
                 MaterialisedTerm(letter, timestamps, *shape, self.time_unit, dtype=dtype, dropout=dropout)
                 for letter in self.relative
             ]
-        grid = None
-        if set(self.relative) - {"s"}:
-            grid = GapGrid(timestamps, self.time_unit, dtype=dtype)
+        options = (timestamps, *shape, self.time_unit)
+        grids = {letter: GapGrid(letter, *options, dtype=dtype) for letter in set(self.relative) - {"s"}}
         terms = []
         for letter in self.relative:
             keep = None
             if dropout:
-                ones = torch.ones(*timestamps.shape, self.hidden_size, dtype=dtype, device=timestamps.device)
-                keep = F.dropout(ones, dropout)
+                keep = drop(timestamps.new_ones(*timestamps.shape, self.hidden_size, dtype=dtype), dropout)
             if letter == "s":
-                terms.append(SinTerm(timestamps, *shape, self.time_unit, dtype=dtype, keep=keep))
+                terms.append(SinTerm(*options, dtype=dtype, keep=keep))
             else:
-                terms.append(GridTerm(letter, grid, *shape, dtype=dtype, keep=keep))
+                terms.append(GridTerm(grids[letter], keep))
         return terms
 
     @classmethod

@@ -5,13 +5,11 @@ Source: MEANTIME, RecSys 2020, and the authors' code, commit a9ca2e7; see :mod:`
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.layers import FeedForward, check_heads, merge_heads, take_rows
+from lib.models.dropout import Dropout
+from lib.models.layers import FeedForward, attend, check_heads, merge_heads, take_rows
 
 
 class MixedAttention(nn.Module):
@@ -44,7 +42,7 @@ class MixedAttention(nn.Module):
         self.relative = nn.ModuleList(nn.Linear(hidden_size, size) for _ in range(num_relative))
         self.relative_query = nn.Parameter(torch.empty(num_relative, size))
         self.output = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, absolute: list[Tensor], relative: list, bias: Tensor, rows: Tensor | None = None
@@ -69,18 +67,17 @@ class MixedAttention(nn.Module):
         Tensor of shape (B, T, H), or (n, H) for n rows.
         """
         query, key, value = self._projections(x, absolute)
-        if not relative:
-            dropout = self.dropout.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        if relative:
+            weights = torch.softmax(self._logits(query, key, relative, bias), dim=-1)
+            mixed = self.dropout(weights) @ value
         else:
-            logits = self._logits(query, key, relative) + bias
-            mixed = self.dropout(torch.softmax(logits, dim=-1)) @ value
+            mixed = attend(query, key, value, bias, self.dropout)
         return self.output(take_rows(merge_heads(mixed), rows))
 
     def weights(self, x: Tensor, absolute: list[Tensor], relative: list, bias: Tensor) -> Tensor:
         """The attention probabilities (B, h, T, T), before dropout, for figures and head statistics."""
         query, key, _ = self._projections(x, absolute)
-        return torch.softmax(self._logits(query, key, relative) + bias, dim=-1)
+        return torch.softmax(self._logits(query, key, relative, bias), dim=-1)
 
     def _projections(self, x: Tensor, absolute: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         content = self.content(x).unflatten(-1, (3, self.num_heads, -1))
@@ -97,16 +94,32 @@ class MixedAttention(nn.Module):
         query, key = query_key.permute(2, 0, 3, 1, 4)
         return query, key, value.transpose(1, 2)
 
-    def _logits(self, query: Tensor, key: Tensor, relative: list) -> Tensor:
-        logits = query @ key.transpose(-1, -2)
-        if relative:
-            terms = [
-                term.logits(query[:, self.num_absolute + r] + self.relative_query[r], self.relative[r].weight)
-                for r, term in enumerate(relative)
-            ]
-            content, shared = logits.split([self.num_absolute, self.num_relative], dim=1)
-            logits = torch.cat([content, shared + torch.stack(terms, dim=1)], dim=1)
-        return logits / math.sqrt(query.shape[-1])
+    def _logits(self, query: Tensor, key: Tensor, relative: list, bias: Tensor) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        query = query * scale
+        terms = [
+            term.logits(query[:, self.num_absolute + r] + self.relative_query[r] * scale, layer.weight)
+            for r, (term, layer) in enumerate(zip(relative, self.relative, strict=True))
+        ]
+        return _SummedLogits.apply(query, key, bias, self.num_absolute, *terms)
+
+
+class _SummedLogits(torch.autograd.Function):
+    """QKᵀ + bias, plus a term for each head from ``first`` on, in one buffer."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, bias: Tensor, first: int, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key)
+        ctx.heads = range(first, first + len(terms))
+        logits = query @ key.mT
+        for head, term in zip(ctx.heads, terms, strict=True):
+            logits[:, head] += term
+        return logits.add_(bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        query, key = ctx.saved_tensors
+        return grad @ key, grad.mT @ query, None, None, *(grad[:, head] for head in ctx.heads)
 
 
 class MeantimeBlock(nn.Module):
@@ -126,7 +139,7 @@ class MeantimeBlock(nn.Module):
         self.feed_forward = FeedForward(hidden_size, inner_dropout=dropout)
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, absolute: list[Tensor], relative: list, bias: Tensor, rows: Tensor | None = None

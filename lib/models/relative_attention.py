@@ -9,11 +9,10 @@ Sin
     product of a query rotated by t_i and a key made of t_j: O(T·H) memory, exact. Phases are reduced to one
     turn in float64, so that stamps of 10⁹ s lose nothing.
 Exp and Log
-    q̃_i·R(d) is, for each query, a smooth function of y = log(1 + |d|). It is computed on a fixed grid of K
-    nodes in y (one small matrix product) and read off between them by cubic interpolation: 4 gathers per pair
-    and head instead of H transcendental functions. Index and weights (24 bytes per pair) are shared by all
-    such heads and blocks. The error is below 3·10⁻⁷ per unit of Σ_c |q̃_c|, under float32's own rounding of
-    the Log kernel.
+    q̃_i·R(d) is, for each query, a smooth function of y = log(1 + |d|). It is computed at K ≈ 100 fixed nodes
+    in y (one small matrix product) and read off between them by interpolation of degree 5: six gathers per
+    pair and head instead of H transcendental functions. Index and weights (32 bytes per pair) are shared by
+    all heads of a kind and all blocks. The error is below 3·10⁻⁷·Σ_c |q̃_c|, about float32's own rounding.
 
 :class:`MaterialisedTerm` is the authors' way, kept for their float32 rounding and their element-wise dropout.
 
@@ -31,12 +30,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lib.models.temporal_kernels import exp_kernel, log_kernel, relative_kernel, sin_frequencies
+from lib.models.dropout import dropout as drop
+from lib.models.temporal_kernels import decay_rates, relative_kernel, sin_frequencies
 
-#: Distance of neighbouring nodes in y = log(1 + |d|); the error grows with its fourth power.
-GRID_STEP = 0.05
-#: Largest y of the grid: gaps up to 1.6·10¹⁷ units of time.
-GRID_END = 39.6
+#: Nodes that an interpolated value is made of.
+ORDER = 6
+#: Per kernel: distance of the nodes in y = log(1 + |d|), and where they end, in y − log(frequency). Exp is zero in
+#: float32 at its end; gaps beyond the end of Log are refused.
+GRIDS = {"e": (0.1, 5.0), "l": (0.25, 28.0)}
 
 
 class MaterialisedTerm:
@@ -70,7 +71,7 @@ class MaterialisedTerm:
         gaps = pairwise_gaps(timestamps).to(dtype)
         self.kernel = relative_kernel(letter)(gaps, hidden_size, frequency, time_unit)
         if dropout:
-            self.kernel = torch.nn.functional.dropout(self.kernel, dropout)
+            self.kernel = drop(self.kernel, dropout)
 
     def logits(self, query: Tensor, weight: Tensor) -> Tensor:
         """(Q + u)·(W R) for query Q + u (B, T, d) and projection W (d, H): (B, T, T), not divided by √d."""
@@ -108,85 +109,101 @@ class SinTerm:
 
         a·sin(α−β) + b·cos(α−β) = (a·sin α + b·cos α)·cos β + (b·sin α − a·cos α)·sin β.
         """
-        a, b = _dropped(query @ weight, self.keep).chunk(2, dim=-1)
+        mixed = query @ weight
+        a, b = (mixed if self.keep is None else mixed * self.keep).chunk(2, dim=-1)
         rotated = torch.cat([a * self.sin + b * self.cos, b * self.sin - a * self.cos], dim=-1)
         return rotated @ self.keys
 
 
 class GapGrid:
-    """Where each pair's gap lies between the nodes: built once per batch, for all Exp and Log heads.
+    """Where each pair's gap lies between the nodes of a kernel: built once per batch, for all heads and
+    blocks.
 
     Parameters
     ----------
+    letter
+        ``"e"`` or ``"l"``.
     timestamps
         Integers (B, T).
-    time_unit
-        Length of the unit of time in the stamps' unit.
+    hidden_size, frequency, time_unit
+        See :func:`lib.models.temporal_kernels.exp_kernel`.
     dtype
         Of the interpolation weights.
+
+    Raises
+    ------
+    ValueError
+        If a gap is beyond the Log kernel's grid, 10¹⁶ units of time.
     """
-
-    def __init__(self, timestamps: Tensor, time_unit: float, *, dtype: torch.dtype) -> None:
-        position = pairwise_gaps(timestamps).to(dtype).abs_().div_(time_unit).log1p_().div_(GRID_STEP)
-        self.index = position.to(torch.int64)
-        t = position.sub_(self.index)
-        lower, upper = t * (t - 1) / 6, t * (t + 1) / 6
-        self.weights = (lower * (2 - t), (t * t - 1) * (t - 2) / 2, upper * (2 - t) * 3, upper * (t - 1))
-        self.count = int(self.index.max()) + 4
-        if self.count > _node_positions().numel():
-            raise ValueError(f"gaps must be below {math.exp(GRID_END):.0e} units of time, got a larger one")
-
-
-class GridTerm:
-    """The Exp or Log term by interpolation. ``keep`` is a dropout mask (B, T, H) or None."""
 
     def __init__(
         self,
         letter: str,
-        grid: GapGrid,
+        timestamps: Tensor,
         hidden_size: int,
         frequency: float,
+        time_unit: float,
         *,
         dtype: torch.dtype,
-        keep: Tensor | None,
     ) -> None:
-        self.grid = grid
-        self.nodes = _node_values(letter, hidden_size, frequency, dtype, grid.index.device)[:, : grid.count]
-        self.keep = keep
+        step, end = GRIDS[letter]
+        end += math.log(frequency)
+        position = pairwise_gaps(timestamps).to(dtype).abs_().div_(time_unit).log1p_()
+        if letter == "e":
+            position.clamp_(max=end)  # the kernel is zero there
+        elif position.max() >= end:
+            raise ValueError(f"gaps must be below {math.expm1(end):.0e} units of time, got a larger one")
+        position.div_(step)
+        self.index = position.to(torch.int64)
+        powers = position.new_ones(ORDER, *position.shape)
+        torch.sub(position, self.index, out=powers[1])
+        for k in range(2, ORDER):
+            torch.mul(powers[k - 1], powers[1], out=powers[k])
+        lagrange = _lagrange().to(position)
+        self.weights = (lagrange @ powers.flatten(1)).unflatten(1, position.shape)
+        count = int(self.index.max()) + ORDER
+        self.nodes = _nodes(letter, hidden_size, frequency, dtype, position.device)[:, :count]
+
+
+class GridTerm:
+    """The Exp or Log term by interpolation on a :class:`GapGrid`; ``keep`` is a dropout mask (B, T, H) or None."""
+
+    def __init__(self, grid: GapGrid, keep: Tensor | None = None) -> None:
+        self.grid, self.keep = grid, keep
 
     def logits(self, query: Tensor, weight: Tensor) -> Tensor:
         """As :meth:`MaterialisedTerm.logits`."""
         if self.keep is None:
-            values = query @ (weight @ self.nodes)
+            values = query @ (weight @ self.grid.nodes)
         else:
-            values = _dropped(query @ weight, self.keep) @ self.nodes
-        return Interpolate.apply(values, self.grid.index, *self.grid.weights)
+            values = (query @ weight * self.keep) @ self.grid.nodes
+        return Interpolate.apply(values, self.grid.index, self.grid.weights)
 
 
 class Interpolate(torch.autograd.Function):
-    """Σ_o weight_o · values[…, index + o], o = 0…3: values (B, T, K) read at (B, T, T).
+    """Σ_o weights[o] · values[…, index + o]: values (B, T, K) read at (B, T, T).
 
-    Differentiable in the values; index and weights are data.
+    Differentiable in the values; index (B, T, T) and weights (p, B, T, T) are data.
     """
 
     @staticmethod
-    def forward(ctx, values: Tensor, index: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(index, *weights)
+    def forward(ctx, values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weights)
         ctx.count = values.shape[-1]
         span = ctx.count - len(weights) + 1
         out = values.narrow(-1, 0, span).gather(-1, index).mul_(weights[0])
-        for o, weight in enumerate(weights[1:], 1):
-            out.addcmul_(values.narrow(-1, o, span).gather(-1, index), weight)
+        for o in range(1, len(weights)):
+            out.addcmul_(values.narrow(-1, o, span).gather(-1, index), weights[o])
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        index, *weights = ctx.saved_tensors
+        index, weights = ctx.saved_tensors
         span = ctx.count - len(weights) + 1
         total = grad.new_zeros(*index.shape[:-1], ctx.count)
-        for o, weight in enumerate(weights):
-            total.narrow(-1, o, span).scatter_add_(-1, index, grad * weight)
-        return total, None, *[None for _ in weights]
+        for o in range(len(weights)):
+            total.narrow(-1, o, span).scatter_add_(-1, index, grad * weights[o])
+        return total, None, None
 
 
 def pairwise_gaps(timestamps: Tensor) -> Tensor:
@@ -194,26 +211,21 @@ def pairwise_gaps(timestamps: Tensor) -> Tensor:
     return timestamps[:, :, None] - timestamps[:, None, :]
 
 
-def _dropped(x: Tensor, keep: Tensor | None) -> Tensor:
-    return x if keep is None else x * keep
-
-
-def _node_positions() -> Tensor:
-    # One node below zero, so that the cubic is centred in the first interval too.
-    return torch.arange(-1, round(GRID_END / GRID_STEP) + 3, dtype=torch.float64) * GRID_STEP
+@lru_cache(maxsize=1)
+def _lagrange() -> Tensor:
+    # Row o: coefficients, of rising powers of t in [0, 1), of the polynomial that is 1 at node o and 0 at the others.
+    nodes = torch.arange(ORDER, dtype=torch.float64) - (ORDER // 2 - 1)
+    return torch.linalg.inv(torch.linalg.vander(nodes)).T.contiguous()
 
 
 @lru_cache(maxsize=32)
-def _node_values(
+def _nodes(
     letter: str, hidden_size: int, frequency: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    gaps = torch.expm1(_node_positions())
-    # Continue the kernels analytically to the node below zero, where the public functions would mirror them.
-    kernel = {"e": exp_kernel, "l": log_kernel}[letter](gaps, hidden_size, frequency)
-    kernel[0] = 1 / kernel[0] if letter == "e" else _log_below_zero(gaps[0], hidden_size, frequency)
-    return kernel.T.to(device, dtype).contiguous()
-
-
-def _log_below_zero(gap: Tensor, hidden_size: int, frequency: float) -> Tensor:
-    rates = frequency ** (-torch.arange(hidden_size, dtype=torch.float64) / hidden_size)
-    return torch.log1p(gap * rates)
+    """Kernel values (H, K) at the nodes."""
+    step, end = GRIDS[letter]
+    below = ORDER // 2 - 1  # nodes at y < 0, where the kernels are continued analytically: no absolute value
+    count = math.ceil((end + math.log(frequency)) / step) + ORDER
+    gaps = torch.expm1((torch.arange(count, dtype=torch.float64) - below) * step)
+    scaled = gaps * decay_rates(hidden_size, frequency, dtype=torch.float64)[:, None]
+    return (torch.exp(-scaled) if letter == "e" else torch.log1p(scaled)).to(device, dtype)

@@ -27,7 +27,9 @@ from lib.models.checkpoints import (
     save_authors,
     whole,
 )
+from lib.models.dropout import Dropout
 from lib.models.layers import (
+    attend,
     causal_bias,
     check_heads,
     check_range,
@@ -57,7 +59,7 @@ class SASBlock(nn.Module):
         self.outer = nn.Linear(hidden_size, hidden_size)
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor, context: TimeContext | None = None) -> Tensor:
         """(B, T, H) and an additive mask (B, 1, T, T) to (B, T, H); ``context`` as TiSASRec needs it."""
@@ -65,8 +67,7 @@ class SASBlock(nn.Module):
         query = split_heads(self.query(residual), self.num_heads)
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(x).chunk(2, dim=-1))
         if context is None:
-            dropout = self.dropout.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+            mixed = attend(query, key, value, bias, self.dropout)
         else:
             mixed = context.attend(query, key, value, bias, self.dropout)
         y = self.feed_forward_norm(residual + merge_heads(mixed))
@@ -107,7 +108,7 @@ class SASRec(nn.Module):
             SASBlock(hidden_size, num_heads, dropout=dropout) for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self._add_tables()
         initialise(self, init_std)
 
