@@ -1,17 +1,19 @@
 """Build the book: ``python book/build.py [--scale book]``.
 
-Stages ``_build/source`` (hand-written pages, chapters as executed, fragments made from the evidence), lets Jupyter
-Book 1 render it with every warning an error, checks what came out, and only then swaps it in as ``_build/html``.
-Nothing is executed or trained here: chapters come from complete runs (``python -m lib.run``).
+Stages ``_build/source`` (hand-written pages, chapters as executed, fragments made from the evidence), lets
+Jupyter Book 1 render it with every warning an error, checks what came out, and only then swaps it in as
+``_build/html``. Nothing is executed or trained here: chapters come from complete runs (``python -m lib.run``).
 
-Unchanged staged files are not touched, so Sphinx renders only what changed. A failed or killed build leaves the
-published pages as they were and forgets Sphinx's cache, because a cached page does not repeat its warnings.
+Unchanged staged files are not touched, so Sphinx renders only what changed. A failed or killed build leaves
+the published pages as they were and forgets Sphinx's cache, because a cached page does not repeat its
+warnings.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -177,19 +179,27 @@ def find_runs(root: Path, chapters: list[str], scale: str, run_folder: Callable)
     return folders
 
 
-def simulate_verdicts(root: Path, folder: Path) -> None:
-    """Let the page on verdicts make its figures and numbers."""
+def simulate_verdicts(root: Path, cache: Path) -> Path:
+    """Let the page on verdicts make its figures and numbers; returns their folder, made once per content."""
     script = root / "book" / "verdict_simulation.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BuildError(f"book/verdicts: verdict_simulation.py failed: {last}")
+    sources = [script, *sorted((root / "lib").glob("*.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    folder = cache / digest[:12]
+    if not folder.exists():
+        shutil.rmtree(cache, ignore_errors=True)
+        beside = cache / "unfinished"
+        beside.mkdir(parents=True)
+        command = [sys.executable, str(script), str(beside)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise BuildError(f"book/verdicts: verdict_simulation.py failed: {last}")
+        beside.rename(folder)
+    return folder
 
 
 def mathjax_files() -> dict[str, bytes]:
-    """The part of the packaged MathJax 3 that pages load: one script and its fonts (path under ``_static``)."""
+    """What pages load of the packaged MathJax 3: a script and its fonts, by path under ``_static``."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None:
         raise BuildError("MathJax is missing: pip install -r requirements.lock (sphinx-mathjax-offline)")
@@ -312,7 +322,7 @@ def check_pages(html: Path, pages: list[str], figures: dict[str, int], private: 
 
 
 def publish(built: Path, destination: Path) -> None:
-    """Swap a copy of `built` in as `destination`; readers see the old pages or the new ones, never a mixture."""
+    """Swap a copy of `built` in as `destination`; readers see the old pages or the new, never a mixture."""
     fresh, old = destination.with_name("html.new"), destination.with_name("html.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -376,7 +386,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, run_folder: Callable
     generated = output / "generated"
     shutil.rmtree(generated, ignore_errors=True)
     scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root)
-    simulate_verdicts(root, generated)
+    shutil.copytree(simulate_verdicts(root, output / "simulation"), generated, dirs_exist_ok=True)
     fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
     files = staged_files(root, runs, slug)
     files |= {

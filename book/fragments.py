@@ -27,7 +27,7 @@ def first_sentence(text: str) -> str:
 
 
 def public_names(source: str) -> tuple[str, list[tuple[str, str]]]:
-    """First paragraph of a module's docstring, and its public classes and functions with their first sentences."""
+    """First paragraph of a module's docstring, and its public names with their first sentences."""
     tree = ast.parse(source)
     names = [
         (node.name, first_sentence(ast.get_docstring(node) or ""))
@@ -38,7 +38,7 @@ def public_names(source: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def library(root: Path, repository: str) -> str:
-    """Contents of ``lib``: a section per module with a table of its public names, read without importing it."""
+    """Contents of ``lib``: a section per module with a table of its public names, read without importing."""
     lines: list[str] = []
     for path in sorted((root / "lib").rglob("*.py"), key=lambda p: (len(p.relative_to(root).parts), p)):
         summary, names = public_names(path.read_text(encoding="utf-8"))
@@ -93,7 +93,8 @@ def status(evidence: Mapping[str, Evidence]) -> str:
         machine = f"{made.processor}, {made.threads}" + (f", {made.accelerator}" if made.accelerator else "")
         lines.append(
             f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {made.wall_seconds:,.0f} s "
-            f"| {made.peak_memory_bytes / 2**20:,.0f} MiB | {cell(machine)} | {made.started:%Y-%m-%d %H:%M} | {commit} "
+            f"| {made.peak_memory_bytes / 2**20:,.0f} MiB | {cell(machine)} | {made.started:%Y-%m-%d %H:%M} "
+            f"| {commit} "
             f"| {{download}}`JSON <_generated/{chapter}.evidence.json>` |"
         )
     lines += ["", "## Versions", ""]

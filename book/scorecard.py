@@ -1,8 +1,8 @@
 """The scorecard: from evidence files to counts, a table of every claim, its downloads and its picture.
 
-`collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Verdicts against a
-paper's number that was recalled from memory are counted apart everywhere. No verdict is computed here: they are read
-from the evidence.
+`collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Verdicts
+against a paper's number that was recalled from memory are counted apart everywhere. No verdict is computed
+here: they are read from the evidence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from re import sub
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.claims import VERDICTS, Ledger, format_interval, format_number, load_ledger
@@ -111,8 +112,7 @@ def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
     chapters = list(dict.fromkeys(claims["chapter"]))
     chosen = claims[claims["recalled"] == recalled]
     table = (
-        chosen.groupby(["chapter", "verdict"]).size().unstack(fill_value=0)
-        .reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
+        pd.crosstab(chosen["chapter"], chosen["verdict"]).reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
     )  # fmt: skip
     table.loc["all"] = table.sum()
     return table.astype(int)
@@ -131,35 +131,38 @@ def headline(claims: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         for recalled in (False, True):
             row = counts(claims, recalled=recalled).loc[chapter]
             if row.sum():
-                bars.append((titles[chapter] if not recalled else "recalled numbers", row, recalled))
+                bars.append(("recalled numbers" if recalled else titles[chapter], row[row > 0], recalled))
     widest = max(row.sum() for _, row, _ in bars)
-    figure, axis = plt.subplots(figsize=(8, 0.55 + 0.8 * len(bars)))
+    figure, axis = plt.subplots(figsize=(6.6, 1.25 * len(bars)))
     with plt.rc_context({"hatch.color": "#555555", "hatch.linewidth": 0.6}):
-        for place, (_, row, recalled) in enumerate(bars):
-            left = 0
-            for verdict, count in row[row > 0].items():
-                fill, hatch = LOOKS[verdict]
-                axis.barh(
-                    place, count, left=left, height=0.3 if recalled else 0.5, color=fill, hatch=hatch,
-                    edgecolor="#333333", linewidth=1, linestyle=":" if verdict == "not tested" else "-",
-                )  # fmt: skip
-                axis.text(
-                    left + count / 2, place, str(count), ha="center", va="center", fontsize=11, weight="bold",
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-                )  # fmt: skip
-                narrow = count / widest < 0.11
-                axis.text(
-                    left + count / 2, place + (0.2 if recalled else 0.3), verdict.replace(" ", "\n") if narrow else verdict,
-                    ha="right" if narrow else "center", va="top", fontsize=9, rotation=25 if narrow else 0,
-                    rotation_mode="anchor",
-                )  # fmt: skip
-                left += count
-    axis.set(yticks=range(len(bars)), yticklabels=[label for label, _, _ in bars], xlim=(0, widest))
-    axis.set_ylim(len(bars) - 0.25, -0.45)
-    axis.tick_params(left=False, bottom=False, labelbottom=False)
-    axis.grid(visible=False)
-    axis.spines[:].set_visible(False)
+        for place, (label, row, recalled) in enumerate(bars):
+            height = 0.26 if recalled else 0.4
+            axis.text(0, place - height / 2 - 0.05, label, va="bottom", fontsize=11, weight="bold")
+            _bar(axis, place, row, height, letter=widest / 70)
+    axis.set(xlim=(-0.003 * widest, widest * 1.003), ylim=(len(bars) - 0.38, -0.5))
+    axis.axis("off")
     return figure
+
+
+def _bar(axis: Axes, place: int, row: pd.Series, height: float, letter: float) -> None:
+    """One bar: numbers inside, words below; a word that would touch the one before goes a line down."""
+    left, taken = 0, [-1.0, -1.0, -1.0]  # where the last word of each line ends
+    for verdict, count in row.items():
+        fill, hatch = LOOKS[verdict]
+        dash = ":" if verdict == "not tested" else "-"
+        box = {"height": height, "color": fill, "hatch": hatch, "edgecolor": "#333333", "linestyle": dash}
+        axis.barh(place, count, left=left, linewidth=1, **box)
+        middle, half = left + count / 2, letter * len(verdict) / 2
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        text = {"ha": "center", "color": "black"}
+        axis.text(middle, place, str(count), va="center", fontsize=11, weight="bold", bbox=white, **text)
+        line = next((n for n, end in enumerate(taken) if middle - half > end + letter), len(taken) - 1)
+        taken[line] = middle + half
+        top = place + height / 2 + 0.03
+        if line:
+            axis.plot([middle, middle], [top, top + 0.16 * line], color="#777777", linewidth=0.8)
+        axis.text(middle, top + 0.02 + 0.16 * line, verdict, va="top", fontsize=10.5, **text)
+        left += count
 
 
 def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -170,7 +173,7 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
         apart = counts(claims, recalled=True).loc[chapter]
         parts[-1] += f"; against recalled numbers: {in_words(apart)}" if apart.sum() else ""
     made_up = int((claims["synthetic"] & (claims["verdict"] != "not tested")).sum())
-    note = f" {made_up} of them were measured on made-up data." if made_up else ""
+    note = f" Verdicts that rest on made-up data: {made_up}." if made_up else ""
     return (
         "```{figure} _generated/headline.svg\n"
         ":class: headline-figure\n:name: fig-headline\n"
@@ -211,25 +214,25 @@ def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
 
 
 def claims_markdown(evidence: Evidence) -> str:
-    """Every claim of a chapter as a table; each identifier is a checked reference to its place in the chapter."""
+    """Every claim of a chapter as a table; each id is a checked reference to its place in the chapter."""
     lines = [":::{list-table}", ":header-rows: 1", ":class: claims", ""]
-    lines += [
-        "* - claim", "  - verdict", "  - the paper's number", "  - ours, and why", "  - scale and protocol",
-    ]  # fmt: skip
+    lines += ["* - claim", "  - verdict", "  - the paper's number", "  - ours, and why"]
     for claim in evidence.claims:
-        protocol = escape(claim.protocol) + (f"<br>Scope: {escape(claim.scope)}" if claim.scope else "")
+        mark = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
         command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
+        details = [escape(claim.protocol)]
+        details += [f"Scope: {escape(claim.scope)}"] if claim.scope else []
+        details += [f"Caveat: {escape(claim.caveat)}"] if claim.caveat else []
+        folded = f"<summary>scale {evidence.scale}, protocol</summary>{'<br>'.join(details)}"
         ours = measured(claim) if claim.measured else ""
         lines += [f"* - {{ref}}`{claim.id} <{claim.anchor}>`", ""]
         lines += _raw(f"{escape(claim.statement)} <small>({escape(claim.source)})</small>")
-        mark = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
-        cells = [
+        for content in (
             badge(claim.verdict) + mark,
             paper_numbers(claim.paper, claim.see),
-            f"{ours}<p class='fine'>{escape(claim.reason)}{command}</p>",
-            f"{evidence.scale}<p class='fine'>{protocol}</p>",
-        ]
-        for content in cells:
+            f"{ours}<p class='fine'>{escape(claim.reason)}{command}</p>"
+            f"<details class='fine'>{folded}</details>",
+        ):
             lines += ["  -", *_raw(content)]
     return "\n".join([*lines, ":::", ""])
 
