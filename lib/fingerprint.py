@@ -98,11 +98,33 @@ def _module_file(module: str, root: Path) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _file_digest(path: Path) -> str:
+def _digest(path: Path, algorithm: str = "sha256") -> str:
     if not path.is_file():
         return "absent"
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
+
+
+def _data_digests(name: str, data_dir: Path) -> list[str]:
+    """Content of the files of a data source (``module:attribute``), none of which is fetched for it.
+
+    A file that is not here yet counts by the hash that its source declares and will check, so that fetching
+    it during a run does not change the run's identity.
+    """
+    module, _, attribute = name.partition(":")
+    source = getattr(importlib.import_module(module), attribute)
+    if not hasattr(source, "sources"):
+        return [_digest(Path(path)) for path in source.files(data_dir)]
+    digests = []
+    for part in source.sources:
+        pinned = getattr(part, "archive", part)  # of an unpacked file, the archive is what is pinned
+        if not hasattr(pinned, "addresses"):
+            digests.append(_digest(pinned.fetch(data_dir)))  # in an installed package: here or not
+            continue
+        known = pinned.known_hash or "sha256:"
+        found = _digest(data_dir / pinned.name, known.partition(":")[0])
+        digests.append(known if found == "absent" else found)
+    return digests
 
 
 def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path) -> str:
@@ -125,19 +147,17 @@ def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, A
     RequestError
         As `imported_modules`.
     """
-    parts = {
-        f"module {module}": _file_digest(path) for module, path in imported_modules(notebook, root).items()
-    }
+    parts = {f"module {module}": _digest(path) for module, path in imported_modules(notebook, root).items()}
     for name in (f"notebooks/{chapter}.md", "requirements.lock", f"book/claims/{chapter}.yml"):
-        parts[f"file {name}"] = _file_digest(root / name)
+        parts[f"file {name}"] = _digest(root / name)
     for source in data_sources(notebook):
-        module, _, attribute = source.partition(":")
-        files = getattr(importlib.import_module(module), attribute).files(Path(parameters["data_dir"]))
-        for number, path in enumerate(files):
-            parts[f"data {source} {number} {Path(path).name}"] = _file_digest(Path(path))
+        try:
+            parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"])))
+        except (AttributeError, RuntimeError) as error:
+            raise RequestError(f"data source {source}: {error}") from error
     values = {name: value for name, value in parameters.items() if name not in PLACES}
     for name, value in values.items():
         if isinstance(value, str) and value and (root / value).is_file():
-            parts[f"parameter {name}"] = _file_digest(root / value)
+            parts[f"parameter {name}"] = _digest(root / value)
     whole = json.dumps({"chapter": chapter, "parameters": values, "parts": parts}, sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
