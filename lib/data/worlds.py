@@ -33,6 +33,7 @@ class GapWorld:
 
     gaps = ((30, 600), (SECONDS_PER_DAY, 2 * SECONDS_PER_DAY), (20 * SECONDS_PER_DAY, 40 * SECONDS_PER_DAY))
     moves = (0, 1, 3)
+    name = "Gap world"
     synthetic = True
 
     def __init__(
