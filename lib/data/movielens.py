@@ -60,8 +60,8 @@ ML_100K = DataSet(
 def _archive(code: str, size: str, md5: str) -> Download:
     """GroupLens' zip file. Plain http is only a second way in: the hash decides.
 
-    GroupLens publishes the md5 of each archive in a file beside it. The values below were noted from memory of
-    those files and have not been compared with them since; a failed check names that file, which decides.
+    GroupLens publishes the md5 of each archive in a file beside it. The values below are from memory of those
+    files and have not been compared with them since; a failed check names that file, which decides.
     """
     host = "files.grouplens.org/datasets/movielens"
     return Download(
