@@ -9,6 +9,7 @@ book's page on verdicts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "PaperNumber",
     "Summary",
     "Verdict",
+    "badge",
     "format_interval",
     "format_number",
     "judge",
@@ -92,6 +94,14 @@ class Verdict(Schema):
     synthetic: bool = False
     scope: str = ""
     command: str = ""
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.id)}: {badge(self.verdict)} {escape(self.reason)}</p>"
+
+
+def badge(verdict: str) -> str:
+    """A verdict as a word that the book's style sheet turns into a badge."""
+    return f'<strong class="verdict verdict-{verdict.replace(" ", "-")}">{escape(verdict)}</strong>'
 
 
 def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool | None = None) -> Verdict:
@@ -160,7 +170,7 @@ def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any
             off.append(f"{name}: ours {ours[name]:.10g}, the paper's {number.value:.10g}")
     if off:
         return {"verdict": "contradicted", "reason": "; ".join(off) + ".", "measured": ours}
-    count = "The number agrees" if len(ours) == 1 else f"All {len(ours)} numbers agree"
+    count = "The number agrees" if len(ours) == 1 else f"{len(ours)} of {len(ours)} numbers agree"
     return {"verdict": "exact", "reason": f"{count} to the stated precision.", "measured": ours}
 
 
@@ -260,14 +270,9 @@ def _effect(
 
 def _deciding(effects: tuple[Effect, ...], margins: np.ndarray) -> Effect:
     """The effect with the lowest t statistic: what contradicts, or the weakest part."""
-    error = (
-        margins.std(-1, ddof=1) / np.sqrt(margins.shape[-1])
-        if margins.shape[-1] > 1
-        else np.ones(len(margins))
-    )
-    mean = margins.mean(-1)
-    t = np.divide(mean, error, out=np.sign(mean) * np.inf, where=error > 0)
-    return effects[int(np.argmin(np.nan_to_num(t, nan=0.0)))]
+    mean, spread = margins.mean(-1), margins.std(-1)
+    sizes = np.where(spread > 0, spread, np.finfo(float).tiny)  # copies: their sign alone puts them in order
+    return effects[int(np.argmin(np.clip(mean / sizes, -1e300, 1e300)))]
 
 
 def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str) -> dict[str, str]:

@@ -243,7 +243,7 @@ class Paper(Schema):
     title: Text
     authors: tuple[Text, ...] = Field(min_length=1)
     venue: Text
-    year: int = Field(ge=1950, le=2100)
+    year: int = Field(ge=1600, le=2100)
     doi: str | None = None
     arxiv: str | None = None
     code: str | None = None
@@ -288,10 +288,11 @@ class _UniqueKeys(yaml.SafeLoader):
     """The safe loader, which also refuses a key written twice (YAML would keep the last, silently)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        seen = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -329,8 +330,10 @@ def load_ledger(chapter: str, root: Path | str | None = None) -> Ledger:
 
 def _first_error(error: ValidationError, content: Any) -> str:
     """The first schema error as one line that names claim and field."""
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
+    errors = error.errors(include_url=False)
+    # A list is also called too short when its items failed; that says nothing new.
+    errors = [e for e in errors if e["type"] != "too_short" or len(errors) == 1] or errors
+    first = errors[0]
     path = list(first["loc"])
     where = ""
     if len(path) >= 2 and path[0] == "claims":
@@ -340,7 +343,8 @@ def _first_error(error: ValidationError, content: Any) -> str:
         path = path[2:]
         if path and known and path[0] == claim.get("kind"):  # the union's branch, not a field
             path = path[1:]
-    field = ".".join(str(part) for part in path)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    field = ".".join(map(str, path))
+    message = (f"{field}: " if field else "") + first["msg"].removeprefix("Value error, ")
     got = f", got {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
-    return f"{where}{field}: {message}{got}{more}" if field or where else f"{message}{got}{more}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}{message}{got}{more}"

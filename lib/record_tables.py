@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from lib.claims import VERDICTS, Effect, Ledger, PaperNumber, format_interval, format_number
+from lib.claims import VERDICTS, Effect, Ledger, PaperNumber, badge, format_interval, format_number
 from lib.provenance import Provenance, direct_dependencies
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ class Html(str):
 
     def __repr__(self) -> str:
         return f"<{len(self)} characters of HTML>"
-
-
-def badge(verdict: str) -> str:
-    """A verdict as a word that the book's style sheet turns into a badge."""
-    return f'<strong class="verdict verdict-{verdict.replace(" ", "-")}">{escape(verdict)}</strong>'
 
 
 def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
@@ -149,10 +144,10 @@ def paper_numbers(numbers: Sequence[PaperNumber], see: Sequence[str] = ()) -> st
     ]
     text = _folded(items, "numbers")
     if one_origin:
-        text += f"<small>read in: {escape(numbers[0].provenance)}</small>"
+        text += f"<small>({escape(numbers[0].provenance)})</small>"
     if any(number.provenance == "recalled" for number in numbers):
         text += ' <span class="mark-recalled">recalled: not verified</span>'
-    return text + (f"<small>see also {', '.join(see)}</small>" if see else "")
+    return text + (f" <small>see {', '.join(see)}</small>" if see else "")
 
 
 def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
