@@ -2,7 +2,7 @@
 
 Stages ``_build/source`` (hand-written pages, chapters as executed, fragments made from the evidence), lets
 Jupyter Book 1 render it with every warning an error, checks what came out, and only then swaps it in as
-``_build/html``. Nothing is executed or trained here: chapters come from complete runs (``python -m lib.run``).
+``_build/html``. Nothing is executed or trained here: chapters come from complete runs of ``lib.run``.
 
 Unchanged staged files are not touched, so Sphinx renders only what changed. A failed or killed build leaves
 the published pages as they were and forgets Sphinx's cache, because a cached page does not repeat its
@@ -272,9 +272,10 @@ def render(source: Path, work: Path, log: Path) -> Path:
     with log.open("w", encoding="utf-8") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     lines = ANSI.sub("", log.read_text(encoding="utf-8")).replace(f"{source}{os.sep}", "").splitlines()
-    complaints = list(
-        dict.fromkeys(line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL):", line))
-    )
+    complaints = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL):", line)]
+    # MyST-NB writes cell 4, line 5 of a notebook as line 40005.
+    complaints = [re.sub(r"(\.ipynb):(\d+)\d{4}:", r"\1, cell \2:", line) for line in complaints]
+    complaints = list(dict.fromkeys(complaints))
     if code or complaints:
         raise BuildError(*(complaints[:20] or lines[-3:]), f"the whole log: {log}")
     return work / "_build" / "html"

@@ -39,7 +39,7 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
     """One row per claim, chapters and claims in the order given; text and numbers only.
 
     ``mean``, ``low``, ``high``, ``level`` and ``unit`` are those of the effect that decided (empty for
-    arithmetic); ``recalled`` says that the paper's number was recalled from memory.
+    arithmetic); ``recalled`` says that the verdict is against a number recalled from memory.
     """
     rows = []
     for one in evidence:
@@ -53,7 +53,8 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "source": claim.source,
                     "kind": claim.kind,
                     "verdict": claim.verdict,
-                    "recalled": claim.provenance_of_paper_number == "recalled",
+                    "recalled": claim.provenance_of_paper_number == "recalled"
+                    and claim.verdict != "not tested",
                     "synthetic": claim.synthetic,
                     "scale": one.scale,
                     "scope": claim.scope,
@@ -111,9 +112,8 @@ def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
     """
     chapters = list(dict.fromkeys(claims["chapter"]))
     chosen = claims[claims["recalled"] == recalled]
-    table = (
-        pd.crosstab(chosen["chapter"], chosen["verdict"]).reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
-    )  # fmt: skip
+    table = pd.crosstab(chosen["chapter"], chosen["verdict"])
+    table = table.reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
     table.loc["all"] = table.sum()
     return table.astype(int)
 

@@ -1,6 +1,6 @@
 """A whole book on made-up runs: the real pages and ledgers, chapters executed on paper only."""
 
-import json
+import base64
 import shutil
 import sys
 from pathlib import Path
@@ -19,9 +19,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from book import build as builder
-from lib.evidence import Evidence, Record
-from lib.request import RequestError
+from book import build as builder  # noqa: E402
+from lib.evidence import Evidence, Record  # noqa: E402
+from lib.request import RequestError  # noqa: E402
 
 SCALE = "smoke"
 
@@ -65,7 +65,7 @@ def run_chapter(root, chapter, scale=SCALE):
     record.figure(figure, "line")
     record.table(pd.DataFrame({"a": [1.0]}), "numbers")
     png = (folder / "figures/line.png").read_bytes()
-    image = new_output("display_data", {"image/png": __import__("base64").b64encode(png).decode()})
+    image = new_output("display_data", {"image/png": base64.b64encode(png).decode()})
     mystnb = {"image": {"alt": "A line."}, "figure": {"caption": "A line.", "name": f"fig-{chapter}-line"}}
     cells.append(new_code_cell("figure", metadata={"mystnb": mystnb}, outputs=[image], execution_count=3))
     cells += [new_markdown_cell("## Verdicts"), html_cell(record.verdicts()), html_cell(record.provenance())]
@@ -85,12 +85,14 @@ def html_cell(html):
     )
 
 
-def make_root(root):
+def make_root(root, toc=None):
     """Copy what the book is made of to `root`, with a made-up run of every chapter of the contents."""
     for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    if toc is not None:
+        (root / "_toc.yml").write_text(toc)
     for page in builder.toc_pages(root):
         if page.startswith("notebooks/"):
             run_chapter(root, page.removeprefix("notebooks/"))
@@ -106,21 +108,44 @@ def made_up_folder(chapter, scale, root):
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    """Root of a book that was built once."""
+    """Root of the whole book, built once on made-up runs."""
     root = make_root(tmp_path_factory.mktemp("book"))
     builder.build(root, SCALE, environ={}, run_folder=made_up_folder)
     return root
 
 
+SMALL_TOC = """\
+format: jb-book
+root: book/index
+parts:
+- caption: Papers
+  chapters:
+  - file: notebooks/template
+- caption: Reference
+  chapters:
+  - file: book/bibliography
+"""
+
+
 @pytest.fixture
 def small_root(tmp_path):
     """Root of a book of two pages and one chapter, not built."""
-    root = make_root(tmp_path)
-    toc = "format: jb-book\nroot: book/index\nparts:\n- caption: Papers\n  chapters:\n  - file: notebooks/template\n"
-    (root / "_toc.yml").write_text(toc)
+    root = make_root(tmp_path, SMALL_TOC)
     (root / "book/index.md").write_text("# Small\n\n```{include} _generated/headline.md\n```\n")
+    (root / "book/verdict_simulation.py").write_text("")
     return root
 
 
-def load_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture
+def build_small(small_root):
+    """A function that builds the small book."""
+    return lambda: builder.build(small_root, SCALE, environ={}, run_folder=made_up_folder)
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    """Evidence of a made-up run of the template chapter."""
+    (tmp_path / "book/claims").mkdir(parents=True)
+    shutil.copy(ROOT / "book/claims/template.yml", tmp_path / "book/claims")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return Evidence.load(run_chapter(tmp_path, "template") / "evidence.json")

@@ -1,0 +1,111 @@
+"""The scorecard says what the evidence says: counts, references, downloads; no text becomes markup."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from book import scorecard
+from lib.claims import VERDICTS
+
+
+@pytest.fixture
+def varied(evidence):
+    """Evidence with one claim per verdict, and a second `holds` against a recalled number."""
+    pattern = next(claim for claim in evidence.claims if claim.interval)
+    claims = [pattern.model_copy(update={"id": f"A{n}", "verdict": v}) for n, v in enumerate(VERDICTS)]
+    recalled = {"id": "B1", "verdict": "holds", "provenance_of_paper_number": "recalled", "synthetic": False}
+    claims.append(pattern.model_copy(update=recalled))
+    untested = {"id": "B2", "verdict": "not tested", "provenance_of_paper_number": "recalled"}
+    claims.append(pattern.model_copy(update=untested))
+    return evidence.model_copy(update={"claims": tuple(claims)})
+
+
+def test_counts_add_up_and_recalled_numbers_are_apart(varied):
+    claims = scorecard.collect([varied, varied.model_copy(update={"chapter": "other"})])
+    ours, apart = scorecard.counts(claims), scorecard.counts(claims, recalled=True)
+    assert list(ours.columns) == list(VERDICTS)
+    assert ours.loc["template"].to_dict() == {verdict: 1 for verdict in VERDICTS} | {"not tested": 2}
+    assert apart.loc["template"].to_dict() == {verdict: 0 for verdict in VERDICTS} | {"holds": 1}
+    assert ours.loc["all"].sum() + apart.loc["all"].sum() == len(claims) == 2 * (len(VERDICTS) + 2)
+
+
+def test_counts_of_chapters_that_have_none_are_zero(evidence):
+    apart = scorecard.counts(scorecard.collect([evidence]), recalled=True)
+    assert apart.loc["template"].sum() == apart.loc["all"].sum() == 0
+
+
+def test_no_evidence_is_refused():
+    with pytest.raises(ValueError, match="at least one chapter, got none"):
+        scorecard.collect([])
+
+
+def test_downloads_agree_with_the_evidence(evidence, tmp_path):
+    scorecard.write([evidence], tmp_path / "out", tmp_path)
+    table = pd.read_csv(tmp_path / "out/scorecard.csv")
+    records = json.loads((tmp_path / "out/scorecard.json").read_text())
+    assert len(table) == len(records) == len(evidence.claims)
+    for claim, row, record in zip(evidence.claims, table.to_dict("records"), records, strict=True):
+        for one in (row, record):
+            assert (one["claim"], one["verdict"], one["synthetic"]) == (
+                claim.id,
+                claim.verdict,
+                claim.synthetic,
+            )
+            assert one["statement"] == claim.statement
+            if claim.interval:
+                shown = (one["mean"], one["low"], one["high"])
+                assert shown == pytest.approx((claim.interval.mean, claim.interval.low, claim.interval.high))
+            for number in claim.paper:
+                assert number.name in one["paper"] and number.provenance in one["paper"]
+
+
+def test_every_claim_refers_to_its_place_in_the_chapter(evidence):
+    text = scorecard.claims_markdown(evidence)
+    references = re.findall(r"\{ref\}`(\S+) <([\w-]+)>`", text)
+    assert references == [(claim.id, claim.anchor) for claim in evidence.claims]
+    assert all(claim.anchor.startswith("template-") for claim in evidence.claims)
+
+
+def test_each_row_shows_verdict_protocol_and_whether_synthetic(varied):
+    rows = scorecard.claims_markdown(varied).split("* - {ref}")[1:]
+    for claim, row in zip(varied.claims, rows, strict=True):
+        assert f'verdict-{claim.verdict.replace(" ", "-")}"' in row
+        assert ("mark-synthetic" in row) == claim.synthetic
+        assert f"scale {varied.scale}" in row and claim.protocol[:30] in row
+
+
+def test_nothing_in_a_claim_can_become_markup(evidence):
+    nasty = '<script>alert("x")</script> ``` ::: | $x$ [a](b) {ref}`c`'
+    claim = evidence.claims[1].model_copy(update=dict.fromkeys(("statement", "reason", "protocol"), nasty))
+    text = scorecard.claims_markdown(evidence.model_copy(update={"claims": (claim,)}))
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    # Each cell is one line of raw HTML between its own fences, so no fence of the text can end it.
+    fences = [line for line in text.splitlines() if line.strip().startswith("```")]
+    assert len(fences) == 8 and not any(line.strip() not in ("```", "```{raw} html") for line in fences)
+
+
+def test_headline_has_words_for_every_count(varied):
+    claims = scorecard.collect([varied])
+    text = scorecard.headline_markdown(claims, {"template": "Student (1908)"})
+    alternative = re.search(r":alt: (.*)", text)[1]
+    for verdict in VERDICTS:
+        assert verdict in alternative
+    assert "against recalled numbers: 1 holds" in alternative
+
+
+def test_headline_tells_verdicts_apart_without_colour(varied):
+    figure = scorecard.headline(scorecard.collect([varied]), {"template": "Student (1908)"})
+    bars = figure.axes[0].patches
+    looks = [(bar.get_hatch(), bar.get_linestyle()) for bar in bars[: len(VERDICTS)]]
+    assert len(set(looks)) == len(VERDICTS)
+    words = {text.get_text() for text in figure.axes[0].texts}
+    assert set(VERDICTS) <= words and "recalled numbers" in words
+
+
+def test_fragments_are_the_same_for_the_same_evidence(evidence, tmp_path):
+    for name in ("one", "two"):
+        scorecard.write([evidence], tmp_path / name, tmp_path)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
