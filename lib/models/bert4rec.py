@@ -5,14 +5,19 @@ Details by their code (github.com/SungMinCho/MEANTIME, commit a9ca2e7; no licenc
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.models.attention import (
+    attend,
+    attention_weights,
+    merge_heads,
+    padding_bias,
+    split_heads,
+)
 from lib.models.checkpoints import (
     BLOCK,
     Slot,
@@ -33,7 +38,6 @@ from lib.models.dropout import Dropout
 from lib.models.layers import (
     ClozeHead,
     FeedForward,
-    attend,
     check_heads,
     check_range,
     check_sizes,
@@ -41,9 +45,6 @@ from lib.models.layers import (
     cloze_rows,
     initialise,
     last_rows,
-    merge_heads,
-    padding_bias,
-    split_heads,
     take_rows,
 )
 
@@ -176,7 +177,7 @@ class BERT4Rec(nn.Module):
         for block in self.blocks:
             query, key, _ = block.attention.projections(x).chunk(3, dim=-1)
             query, key = (split_heads(part, block.attention.num_heads) for part in (query, key))
-            weights.append(torch.softmax(query @ key.mT / math.sqrt(query.shape[-1]) + bias, dim=-1))
+            weights.append(attention_weights(query, key, bias))
             x = block(x, bias)
         return weights
 

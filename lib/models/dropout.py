@@ -49,7 +49,7 @@ def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    return _LaneDropout.apply(x, round(p * 2**16))
+    return _LaneDropout.apply(x, p)
 
 
 def check_probability(p: float, name: str = "dropout") -> None:
@@ -58,21 +58,30 @@ def check_probability(p: float, name: str = "dropout") -> None:
         raise ValueError(f"{name} must be in [0, 1), got {p}")
 
 
+def draw_lanes(x: Tensor) -> Tensor:
+    """Uniform int16 numbers of x's shape, on the CPU."""
+    # from=-2**63, to=None is the whole range of int64: every one of the four 16-bit lanes is uniform.
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: x.numel()].view(x.shape)
+
+
+def thin(x: Tensor, lanes: Tensor | None, p: float) -> Tensor:
+    """x with the elements dropped whose lane says so, the others scaled; x itself if there are no lanes."""
+    if lanes is None:
+        return x
+    dropped = min(round(p * 2**16), 2**16 - 1)
+    keep = torch.ge(lanes, dropped - 2**15, out=torch.empty(lanes.shape, dtype=x.dtype))
+    return keep.mul_(x).mul_(2**16 / (2**16 - dropped))
+
+
 class _LaneDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, dropped: int) -> Tensor:
-        # from=-2**63, to=None is the whole range of int64: every one of the four 16-bit lanes is uniform.
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        lanes = draw_lanes(x)
         ctx.save_for_backward(lanes)
-        ctx.dropped = dropped
-        return _thin(x, lanes, dropped)
+        ctx.p = p
+        return thin(x, lanes, p)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _thin(grad, *ctx.saved_tensors, ctx.dropped), None
-
-
-def _thin(x: Tensor, lanes: Tensor, dropped: int) -> Tensor:
-    keep = torch.ge(lanes, dropped - 2**15, out=torch.empty(lanes.shape, dtype=x.dtype))
-    return keep.mul_(x).mul_(2**16 / (2**16 - dropped))
+        return thin(grad, *ctx.saved_tensors, ctx.p), None

@@ -1,4 +1,4 @@
-"""Parts that the sequential recommenders share: padding masks, attention, feed-forward, the cloze head.
+"""Parts that the sequential recommenders share: feed-forward, the cloze head, initialisation, checks.
 
 Everything follows the authors' code of MEANTIME, commit a9ca2e7, in which all models of the paper's main
 table are trained by one program. What belongs to one model only lives beside that model.
@@ -11,63 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models.dropout import Dropout
-
-
-def blocked_logit(dtype: torch.dtype) -> float:
-    """What is added to the logit of a key that must not be attended to.
-
-    The authors *set* such logits to −1e9. Adding half of the lowest finite number does the same, since the
-    sum rounds to that number whatever the logit was: a row whose keys are all blocked is uniform, never NaN.
-    """
-    return torch.finfo(dtype).min / 2
-
-
-def padding_bias(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive key-padding mask (B, 1, 1, T) for tokens (B, T): :func:`blocked_logit` where a token is 0."""
-    return ((tokens == 0) * blocked_logit(dtype)).to(dtype)[:, None, None, :]
-
-
-def causal_bias(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, T): keys later than the query, and padded keys, are blocked."""
-    future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
-    blocked = future | (tokens == 0)[:, None, None, :]
-    return torch.zeros(blocked.shape, dtype=dtype, device=tokens.device).masked_fill_(
-        blocked, blocked_logit(dtype)
-    )
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, T, h·d) to (B, h, T, d)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, h, T, d) to (B, T, h·d)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: Dropout) -> Tensor:
-    """softmax(QKᵀ/√d + bias)·V with dropout on the probabilities.
-
-    Parameters
-    ----------
-    query, key, value
-        (B, h, T, d).
-    bias
-        Additive mask, broadcastable to (B, h, T, T).
-    dropout
-        The module, so that training mode is known.
-
-    Returns
-    -------
-    Tensor of shape (B, h, T, d). Fused wherever that is the faster way: everywhere but in training with
-    dropout on the CPU, where the fused kernel falls back to drawing one Bernoulli number per probability.
-    """
-    p = dropout.p if dropout.training else 0.0
-    if p and query.device.type == "cpu":
-        logits = (query * query.shape[-1] ** -0.5) @ key.mT
-        return dropout(torch.softmax(logits.add_(bias), dim=-1)) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=p)
 
 
 def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.models.attention import padding_bias
 from lib.models.checkpoints import (
     Slot,
     cloze_block_layout,
@@ -43,7 +44,6 @@ from lib.models.layers import (
     cloze_rows,
     initialise,
     last_rows,
-    padding_bias,
 )
 from lib.models.mixed_attention import MeantimeBlock, MixedAttention
 from lib.models.relative_attention import GapGrid, GridTerm, MaterialisedTerm, SinTerm

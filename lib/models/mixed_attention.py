@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lib.models.attention import attend, attention_weights, merge_heads
 from lib.models.dropout import Dropout
-from lib.models.layers import FeedForward, attend, check_heads, merge_heads, take_rows
+from lib.models.layers import FeedForward, check_heads, take_rows
 
 
 class MixedAttention(nn.Module):
@@ -67,17 +68,13 @@ class MixedAttention(nn.Module):
         Tensor of shape (B, T, H), or (n, H) for n rows.
         """
         query, key, value = self._projections(x, absolute)
-        if relative:
-            weights = torch.softmax(self._logits(query, key, relative, bias), dim=-1)
-            mixed = self.dropout(weights) @ value
-        else:
-            mixed = attend(query, key, value, bias, self.dropout)
+        mixed = attend(query, key, value, bias, self.dropout, self._terms(query, relative))
         return self.output(take_rows(merge_heads(mixed), rows))
 
     def weights(self, x: Tensor, absolute: list[Tensor], relative: list, bias: Tensor) -> Tensor:
         """The attention probabilities (B, h, T, T), before dropout, for figures and head statistics."""
         query, key, _ = self._projections(x, absolute)
-        return torch.softmax(self._logits(query, key, relative, bias), dim=-1)
+        return attention_weights(query, key, bias, self._terms(query, relative))
 
     def _projections(self, x: Tensor, absolute: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         content = self.content(x).unflatten(-1, (3, self.num_heads, -1))
@@ -94,32 +91,12 @@ class MixedAttention(nn.Module):
         query, key = query_key.permute(2, 0, 3, 1, 4)
         return query, key, value.transpose(1, 2)
 
-    def _logits(self, query: Tensor, key: Tensor, relative: list, bias: Tensor) -> Tensor:
+    def _terms(self, query: Tensor, relative: list) -> tuple[Tensor, ...]:
         scale = query.shape[-1] ** -0.5
-        query = query * scale
-        terms = [
-            term.logits(query[:, self.num_absolute + r] + self.relative_query[r] * scale, layer.weight)
+        return tuple(
+            term.logits((query[:, self.num_absolute + r] + self.relative_query[r]) * scale, layer.weight)
             for r, (term, layer) in enumerate(zip(relative, self.relative, strict=True))
-        ]
-        return _SummedLogits.apply(query, key, bias, self.num_absolute, *terms)
-
-
-class _SummedLogits(torch.autograd.Function):
-    """QKᵀ + bias, plus a term for each head from ``first`` on, in one buffer."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, bias: Tensor, first: int, *terms: Tensor) -> Tensor:
-        ctx.save_for_backward(query, key)
-        ctx.heads = range(first, first + len(terms))
-        logits = query @ key.mT
-        for head, term in zip(ctx.heads, terms, strict=True):
-            logits[:, head] += term
-        return logits.add_(bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        query, key = ctx.saved_tensors
-        return grad @ key, grad.mT @ query, None, None, *(grad[:, head] for head in ctx.heads)
+        )
 
 
 class MeantimeBlock(nn.Module):

@@ -35,8 +35,8 @@ from lib.models.temporal_kernels import decay_rates, relative_kernel, sin_freque
 
 #: Nodes that an interpolated value is made of.
 ORDER = 6
-#: Per kernel: distance of the nodes in y = log(1 + |d|), and where they end, in y − log(frequency). Exp is zero in
-#: float32 at its end; gaps beyond the end of Log are refused.
+#: Per kernel: distance of the nodes in y = log(1 + |d|), and where they end, in y − log(frequency).
+#: Exp is zero at its end; gaps beyond the end of Log are refused.
 GRIDS = {"e": (0.1, 5.0), "l": (0.25, 28.0)}
 
 
@@ -166,7 +166,7 @@ class GapGrid:
 
 
 class GridTerm:
-    """The Exp or Log term by interpolation on a :class:`GapGrid`; ``keep`` is a dropout mask (B, T, H) or None."""
+    """The Exp or Log term, read off a :class:`GapGrid`; ``keep`` is a dropout mask (B, T, H) or None."""
 
     def __init__(self, grid: GapGrid, keep: Tensor | None = None) -> None:
         self.grid, self.keep = grid, keep
@@ -177,7 +177,8 @@ class GridTerm:
             values = query @ (weight @ self.grid.nodes)
         else:
             values = (query @ weight * self.keep) @ self.grid.nodes
-        return Interpolate.apply(values, self.grid.index, self.grid.weights)
+        # Under autocast the product is narrower than the grid.
+        return Interpolate.apply(values.to(self.grid.weights.dtype), self.grid.index, self.grid.weights)
 
 
 class Interpolate(torch.autograd.Function):
@@ -213,7 +214,7 @@ def pairwise_gaps(timestamps: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _lagrange() -> Tensor:
-    # Row o: coefficients, of rising powers of t in [0, 1), of the polynomial that is 1 at node o and 0 at the others.
+    # Row o: coefficients, by rising power of t in [0, 1), of the polynomial that is 1 at node o, 0 at others.
     nodes = torch.arange(ORDER, dtype=torch.float64) - (ORDER // 2 - 1)
     return torch.linalg.inv(torch.linalg.vander(nodes)).T.contiguous()
 

@@ -15,6 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.models.attention import (
+    attend,
+    causal_bias,
+    merge_heads,
+    split_heads,
+)
 from lib.models.checkpoints import (
     BLOCK,
     Slot,
@@ -29,16 +35,12 @@ from lib.models.checkpoints import (
 )
 from lib.models.dropout import Dropout
 from lib.models.layers import (
-    attend,
-    causal_bias,
     check_heads,
     check_range,
     check_sizes,
     check_tokens,
     cloze_rows,
     initialise,
-    merge_heads,
-    split_heads,
     take_rows,
 )
 
