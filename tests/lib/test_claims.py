@@ -198,6 +198,7 @@ def test_a_reading_chosen_afterwards_is_only_consistent(tmp_path):
         ([0.9, 0.91], [0.1, 0.1], "2 seeds; an interval needs at least 3"),
         ([0.2, 0.3, 0.4], [0.1, 0.2, 0.3], "same difference for every seed"),
         ([0.9, 0.9, 0.9], [0.1, 0.1, 0.1], "same difference for every seed"),
+        ([1e6 + 0.1, 2e6 + 0.1, 3e6 + 0.1], [1e6, 2e6, 3e6], "same difference for every seed"),
         ([0.9, 0.5, 0.1], [0.1, 0.5, 0.9], "includes no effect"),
     ],
 )
