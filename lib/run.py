@@ -142,6 +142,9 @@ def run(
                 log.write(f"{error.traceback}\n{line}\n")
             (folder / "failed.txt").write_text(line + "\n", encoding="utf-8")
             raise
+        except OSError:
+            (folder / "notebook.partial.ipynb").unlink(missing_ok=True)  # it may end in the middle
+            raise
     return True
 
 

@@ -1,0 +1,111 @@
+"""The batch, in a project with two tiny chapters: what runs again and what does not."""
+
+import csv
+import os
+import re
+import signal
+import time
+
+import pytest
+
+PAGES = """import sys
+from pathlib import Path
+
+out = Path("_build/html")
+out.mkdir(parents=True, exist_ok=True)
+(out / "index.html").write_text(Path("book/page.md").read_text())
+print("pages built")
+"""
+
+
+@pytest.fixture
+def batch(project):
+    """``one`` and ``two`` import different modules, and share one through others; ``two`` reads a file."""
+    (project.root / "notebooks" / "tiny.md").unlink()
+    project.write("lib/models/low.py", "")
+    project.write("lib/models/left.py", "from lib.models import low\n")
+    project.write("lib/models/right.py", "")
+    project.write(
+        "lib/data/tinyset.py",
+        "from pathlib import Path\n\n\nclass Set:\n"
+        "    def files(self, data_dir):\n        return [Path(data_dir) / 'numbers.txt']\n\n\nSET = Set()\n",
+    )
+    project.write("data/numbers.txt", "1 2 3\n")
+    project.write("book/page.md", "first\n")
+    project.write("book/build.py", PAGES)  # the real one takes a whole book
+    project.chapter("one", "from lib.models import left")
+    project.chapter("two", "from lib.models import right", '["lib.data.tinyset:SET"]')
+    return project
+
+
+def executed(batch, *arguments: str, code: int = 0) -> list[str]:
+    """Chapters that one call of Snakemake executed, and ``pages`` when it built them."""
+    done = batch.run("snakemake", *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    batch.last = done
+    pages = ["pages"] * done.stdout.count("pages built")
+    return sorted(re.findall(r"^\[(\w+)\] complete · ", done.stdout, re.MULTILINE)) + pages
+
+
+def change(batch, name: str) -> None:
+    path = batch.root / name
+    path.write_text(path.read_text() + "\n# changed\n")
+
+
+def test_what_runs_again_is_what_depends_on_the_change(batch):
+    assert executed(batch) == ["one", "two", "pages"]
+    for path in batch.root.rglob("*.py"):
+        os.utime(path)
+    assert executed(batch) == [], "dates decide nothing"
+    change(batch, "lib/models/low.py")
+    assert executed(batch) == ["one", "pages"], "imported through another module"
+    change(batch, "lib/models/right.py")
+    assert executed(batch) == ["two", "pages"]
+    change(batch, "data/numbers.txt")
+    assert executed(batch) == ["two", "pages"]
+    change(batch, "requirements.lock")
+    assert executed(batch) == ["one", "two", "pages"]
+    change(batch, "book/page.md")
+    assert executed(batch) == ["pages"]
+    batch.write("book/page.md", "first\n")
+    assert executed(batch) == ["pages"], "back to a content that was built before"
+    assert (batch.root / "_build/html/index.html").read_text() == "first\n"
+
+
+def test_a_failure_hides_no_other_chapter_and_is_named_last(batch):
+    path = batch.root / "notebooks" / "one.md"
+    path.write_text(path.read_text().replace("if crash:", "if True:"))
+    batch.chapter("three")
+    path = batch.root / "notebooks" / "three.md"
+    path.write_text(path.read_text().replace("value: float", "value: real"))
+    assert executed(batch, code=1) == ["two"]
+    last = batch.last.stderr.strip().splitlines()[-2:]
+    assert "one: cell 6 (section 'Work', `if True:`): last line · log runs/book/one/" in last[0]
+    assert "three: notebooks/three.md: type of value must be one of" in last[1]
+    assert not (batch.root / "_build/html/index.html").exists(), "no book with chapters missing"
+
+
+def test_a_grid_fans_out_as_separate_runs(batch):
+    asked = ["sweep", "--config", "chapter=one", "scale=smoke", "seeds=[0, 1]", "value=[4, 5.0]"]
+    assert executed(batch, *asked) == ["one"] * 4
+    (table,) = (batch.root / "runs/sweeps").glob("*.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert [row["verdict"] for row in rows] == ["exact", "contradicted"] * 2
+    assert len({row["run"] for row in rows}) == 4
+    assert executed(batch, *asked) == []
+    batch.write("grid.yml", "{chapter: one, scale: smoke, grid: {seeds: [1, [0, 1]]}}\n")
+    assert executed(batch, "sweep", "--config", "sweep=grid.yml") == ["one"], "seed 1 was run before"
+    assert executed(batch, "sweep", "--config", "chapter=one", "sede=[0]", code=1) == []
+    assert "sweep: one: unknown parameter 'sede' (did you mean 'seeds'?)" in batch.last.stderr
+
+
+def test_a_killed_batch_starts_again(batch):
+    process = batch.start("snakemake", "execute_all", TINY_PAUSE="60")
+    while not list((batch.root / "runs").rglob("checkpoints/0")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1.5)  # the kernels notice
+    assert executed(batch, "execute_all") == ["one", "two"]
+    assert "continues from the checkpoints" in batch.last.stdout

@@ -1,0 +1,144 @@
+"""A small project of its own, with tiny chapters, for the tests of the runner and of the batch."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHAPTER = """\
+---
+jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
+kernelspec: {{display_name: Python 3, language: python, name: python3}}
+companion:
+  id: {name}
+  data: {data}
+---
+
+# A tiny chapter
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+
+scale: str = "book"  # the scale
+seeds: list[int] = [0]  # the seeds
+device: str = "cpu"  # the device
+data_dir: str = "data"  # the data
+run_dir: str = ""  # the run
+value: float = 4.0  # what is measured
+crash: bool = False  # raise an error
+```
+
+```{{code-cell}} ipython3
+import os
+import time
+
+{imports}
+from lib.evidence import Record
+
+record = Record("{name}", scale=scale, run_dir=run_dir)
+```
+
+## Work
+
+```{{code-cell}} ipython3
+names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "COMPANION_RUN", "PYTHONHASHSEED", "TZ")
+record.log.info("pid=%d cwd=%s env=%s", os.getpid(), os.getcwd(), [os.environ[name] for name in names])
+checkpoints = record.folder / "checkpoints"
+checkpoints.mkdir(exist_ok=True)
+for step in range(2):
+    if (checkpoints / str(step)).exists():
+        record.log.info("step %d was done", step)
+        continue
+    record.log.info("step %d", step)
+    (checkpoints / str(step)).touch()
+    time.sleep(float(os.environ.get("TINY_PAUSE", 0)))
+```
+
+```{{code-cell}} ipython3
+if crash:
+    raise ValueError("first line\\nlast line")
+if "TINY_DIE" in os.environ:
+    os._exit(1)
+```
+
+## End
+
+```{{code-cell}} ipython3
+record.judge("T1", {{"number": value}})
+record.close()
+```
+"""
+LEDGER = """\
+paper:
+  {id: tiny, title: Tiny, authors: [Nobody], venue: Nowhere, year: 2000, code_licence: none}
+claims:
+  - id: T1
+    statement: The number is four.
+    source: Table 1
+    paper: [{label: number, value: 4.0, decimals: 1, where: Table 1, provenance: derived}]
+    kind: arithmetic
+    scales: {smoke: {tested: true}, book: {tested: true}, paper: {tested: true}}
+    protocol: Counting.
+"""
+# The record asks torch for the processor's instruction set, which would be most of a tiny chapter's time.
+TORCH = """\
+from types import SimpleNamespace as _Names
+backends = _Names(cpu=_Names(get_cpu_capability=lambda: "NONE"))
+cuda = _Names(is_available=lambda: False)
+get_num_threads = lambda: 1
+"""
+
+
+class Project:
+    """A copy of what a run needs, with tiny chapters in place of the real ones."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "profiles", root / "profiles")
+        for name in ("Snakefile", "pyproject.toml"):
+            shutil.copy(ROOT / name, root)
+        (root / "torch.py").write_text(TORCH)
+        (root / "requirements.lock").write_text("pydantic==2.0\n")
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def chapter(self, name: str, imports: str = "", data: str = "[]") -> None:
+        self.write(f"notebooks/{name}.md", CHAPTER.format(name=name, imports=imports, data=data))
+        self.write(f"notebooks/scales/smoke/{name}.yml", "seeds: [1]\n")
+        self.write(f"book/claims/{name}.yml", LEDGER)
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen:
+        """Start Python with ``-m`` and these arguments in the project, in a process group of its own."""
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.root,
+            env={**inherited, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
+        process = self.start(*command, **environment)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project with one chapter, ``tiny``."""
+    made = Project(tmp_path / "project")
+    made.chapter("tiny")
+    return made
