@@ -1,0 +1,190 @@
+"""Every chapter: its text keeps the contract, and it runs at scale smoke by the same path as the book."""
+
+import ast
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib.evidence import Evidence
+from lib.ledger import load_ledger
+from lib.parameters import read_parameters
+from lib.request import chapters, parameter_table, read_chapter, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = chapters(ROOT)
+PARTS = [
+    "What is claimed, and what we test here",
+    "The idea",
+    "Parameters",
+    "Data",
+    "Experiments",
+    "Verdicts",
+    "What differs from the paper",
+    "How this page was made",
+]
+CELLS = range(15, 31)
+LINES = 25
+SMOKE_SECONDS = 20  # of one core
+SMOKE_BYTES = 1e9
+CHARACTERS = 4000  # of one run of base64; a chapter's text has no pictures in it
+
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
+
+
+def code(chapter: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read_chapter(chapter).cells if cell.cell_type == "code"]
+
+
+def text(chapter: str) -> str:
+    return (ROOT / "notebooks" / f"{chapter}.md").read_text(encoding="utf-8")
+
+
+def tree(cell: nbformat.NotebookNode) -> list[ast.AST]:
+    lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
+    return list(ast.walk(ast.parse("\n".join(lines))))
+
+
+def calls(cell: nbformat.NotebookNode, name: str) -> list[ast.Call]:
+    """Calls of a method or function of this name."""
+    found = [node for node in tree(cell) if isinstance(node, ast.Call)]
+    return [call for call in found if name in (getattr(call.func, "attr", ""), getattr(call.func, "id", ""))]
+
+
+def test_there_are_chapters():
+    assert "template" in CHAPTERS
+
+
+@every_chapter
+def test_the_parts_are_there_in_order(chapter):
+    headings = re.findall(r"^## (.+)$", text(chapter), re.MULTILINE)
+    assert headings == PARTS
+    assert (
+        len(
+            re.findall(
+                r"^# ",
+                "\n".join(c.source for c in read_chapter(chapter).cells if c.cell_type == "markdown"),
+                re.MULTILINE,
+            )
+        )
+        == 1
+    )
+
+
+@every_chapter
+def test_cells_are_few_and_short(chapter):
+    assert len(read_chapter(chapter).cells) in CELLS
+    for cell in code(chapter):
+        assert len(cell.source.splitlines()) <= LINES, cell.source
+
+
+@every_chapter
+def test_parameters_are_explained(chapter):
+    for name, parameter in read_parameters(read_chapter(chapter), chapter).items():
+        assert len(parameter.help) > 5, f"{name} needs a help comment"
+    assert list(parameter_table(chapter).columns) == ["meaning", "type", "smoke", "book", "paper"]
+
+
+@every_chapter
+@pytest.mark.parametrize("scale", ["smoke", "book", "paper"])
+def test_every_scale_can_be_requested(chapter, scale):
+    assert resolve(chapter, scale).parameters["scale"] == scale
+
+
+@every_chapter
+def test_the_method_lives_in_lib(chapter):
+    """No network and no training loop in a chapter."""
+    for cell in code(chapter):
+        assert not [node for node in tree(cell) if isinstance(node, ast.ClassDef)], cell.source
+        for name in ("backward", "zero_grad"):
+            assert not calls(cell, name), cell.source
+
+
+@every_chapter
+def test_figures_say_what_they_show(chapter):
+    names = []
+    for cell in code(chapter):
+        if calls(cell, "figure") and "record.figure(" in cell.source:
+            myst = cell.metadata.get("mystnb", {})
+            assert len(myst.get("image", {}).get("alt", "")) > 20, f"alt text: {cell.source}"
+            assert len(myst.get("figure", {}).get("caption", "")) > 20, f"caption: {cell.source}"
+            names.append(myst["figure"]["name"])
+    assert names and len(set(names)) == len(names)
+
+
+@every_chapter
+def test_every_claim_has_its_place(chapter):
+    labels = re.findall(r"^\((.+)\)=$", text(chapter), re.MULTILINE)
+    ledger = load_ledger(chapter)
+    assert f"{chapter}-claims" in labels and len(set(labels)) == len(labels)
+    sources = "\n".join(cell.source for cell in code(chapter))
+    for claim in ledger.claims:
+        assert f'"{claim.id}"' in sources, f"{claim.id} is neither judged nor marked as not tested"
+        if any(claim.entry(scale).tested for scale in ("smoke", "book", "paper")):
+            assert f"{chapter}-{claim.id.lower()}" in labels, f"no section is labelled for {claim.id}"
+
+
+@every_chapter
+def test_the_code_that_is_shown_exists(chapter):
+    shown = re.findall(r"```{literalinclude} (\S+)\n(?::pyobject: (\S+))?", text(chapter))
+    assert shown, "the mechanism's real code is shown beside its equations"
+    for path, name in shown:
+        source = ast.parse((ROOT / "notebooks" / path).read_text(encoding="utf-8"))
+        for part in name.split(".") if name else []:
+            found = [node for node in source.body if getattr(node, "name", "") == part]
+            assert found, f"{path} has no {name}"
+            source = found[0]
+
+
+@every_chapter
+def test_text_holds_no_outputs(chapter):
+    assert not re.search(rf"[A-Za-z0-9+/]{{{CHARACTERS}}}", text(chapter))
+    for cell in code(chapter):
+        assert not cell.outputs and cell.execution_count is None
+
+
+def test_no_notebook_is_tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert listed.stdout == ""
+
+
+@every_chapter
+def test_it_runs_at_smoke_within_its_budget(chapter, tmp_path):
+    out = tmp_path / "run"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.run", chapter, "--scale", "smoke", "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    evidence = Evidence.load(out / "evidence.json")
+    assert (evidence.chapter, evidence.scale) == (chapter, "smoke")
+    assert [claim.id for claim in evidence.claims] == [claim.id for claim in load_ledger(chapter).claims]
+    kinds = {artifact.kind for artifact in evidence.artifacts}
+    assert kinds == {"figure", "table"}
+    for artifact in evidence.artifacts:
+        for name in artifact.files:
+            assert (out / name).stat().st_size > 0
+    executed = nbformat.read(out / "notebook.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"], (
+        "a page shows no warnings"
+    )
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < SMOKE_SECONDS
+    assert evidence.provenance.peak_memory_bytes < SMOKE_BYTES

@@ -1,0 +1,151 @@
+"""What a bare clone is made of: the lock, Binder's environment, CI, and nothing that only one machine has."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lib.data.packages import PackageFile
+
+ROOT = Path(__file__).resolve().parents[1]
+# Written in parts, or this file would be the first to break its own rule.
+HOSTS = [
+    "pypi" + ".org",
+    "python" + "hosted",
+    "download." + "pytorch",
+    "conda." + "anaconda",
+    "index" + "-url=",
+]
+PLACES = ["/" + "work/", "/" + "root/", "/" + "tmp/", "/" + "opt/"]
+
+
+def lock() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_lock_has_one_exact_version_a_line():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line), line
+    assert lines == sorted(lines, key=str.upper)
+    assert len({canonicalize_name(line.split("==")[0]) for line in lines}) == len(lines)
+
+
+def test_the_lock_satisfies_the_project():
+    wanted = project()["dependencies"] + project()["optional-dependencies"]["test"]
+    locked = lock()
+    for requirement in map(Requirement, wanted):
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name} is not in requirements.lock: make lock"
+        assert requirement.specifier.contains(locked[name]), (
+            f"{requirement}, locked {locked[name]}: make lock"
+        )
+
+
+def test_every_dependency_says_why():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    named = [line for line in lines if re.match(r'    "[A-Za-z][^ ]*>=', line)]
+    assert len(named) >= len(project()["dependencies"])
+    for line in named:
+        assert re.search(r'",\s+# \w', line), line
+
+
+def test_binder_has_the_versions_of_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = dict(line.split("=", 1) for line in environment if isinstance(line, str) and "=" in line)
+    assert conda == {"python": "3.11", "pytorch-cpu": lock()["torch"]}
+    (pip,) = (line["pip"] for line in environment if isinstance(line, dict))
+    assert pip == ["-r requirements.lock"]
+    assert project()["requires-python"] == ">=3.11,<3.12"
+    post = (ROOT / "postBuild").read_text()
+    assert "--no-deps -r requirements-data.txt" in post and "jupytext --to ipynb" in post
+    assert os.access(ROOT / "postBuild", os.X_OK)
+
+
+def test_data_wheels_are_the_ones_that_the_loaders_read():
+    lines = (ROOT / "requirements-data.txt").read_text().splitlines()
+    pinned = {line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()}
+    from lib.data import movielens
+
+    read = {part.requirement for part in movielens.ML_100K.sources if isinstance(part, PackageFile)}
+    assert read <= pinned
+    assert not {name.split("==")[0] for name in pinned} & set(lock())
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for command in ("make test", "make book"):
+        assert command in script and command in readme
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
+    steps = workflow["jobs"]["book"]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+    assert {"python-version": "3.11"}.items() <= next(
+        s["with"] for s in steps if "python" in s.get("uses", "")
+    ).items()
+
+
+def test_makefile_names_its_commands():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in ("book", "test", "notebooks", "serve", "sweep", "run", "lint", "lock", "clean"):
+        assert f"make {name} " in done.stdout
+
+
+@pytest.mark.parametrize(("name", "version"), [("nowhere/python3.11", ""), ("old", "Python 3.9.1")])
+def test_make_refuses_another_python(name, version, tmp_path):
+    for file in ("Makefile", "requirements.lock", "requirements-data.txt", "pyproject.toml"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    if version:
+        old = tmp_path / name
+        old.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{version}"\n[ "$1" != -c ]\n')
+        old.chmod(0o755)
+    command = ["make", "install", f"PYTHON={tmp_path / name}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Python 3.11 is needed" in done.stderr and version in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_no_file_names_a_registry_or_a_machine():
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            found += [f"{path.relative_to(ROOT)}:{number}: {word}" for word in HOSTS + PLACES if word in line]
+    assert not found
+
+
+def test_modules_stay_readable():
+    for path in (ROOT / "lib").rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path.name
+
+
+def test_chapters_are_text():
+    """Notebooks are made from the text and never committed."""
+    ignored = (ROOT / ".gitignore").read_text()
+    assert "/notebooks/*.ipynb" in ignored
+    assert not [path for path in tracked() if path.suffix == ".ipynb"]
