@@ -417,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         html = build(options.root.resolve(), options.scale)
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         print(f"the book was not built:\n{error}", file=sys.stderr)
         return 1
     size = sum(path.stat().st_size for path in html.rglob("*") if path.is_file())

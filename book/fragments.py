@@ -15,8 +15,12 @@ from lib.evidence import Evidence, evidence_schema
 
 
 def cell(text: str) -> str:
-    """Plain text as the content of a Markdown table cell: nothing in it becomes markup or ends the cell."""
-    return sub(r"([\\*_{}\[\]$|#~^@<>])", r"\\\1", " ".join(text.replace("``", "`").split()))
+    """Docstring text as content of a Markdown table cell: only code in backticks stays markup."""
+    parts = " ".join(text.replace("``", "`").split()).split("`")
+    escaped = [
+        sub(r"([\\*_{}\[\]$#~^@<>])", r"\\\1", part) if n % 2 == 0 else part for n, part in enumerate(parts)
+    ]
+    return "`".join(escaped).replace("|", r"\|")
 
 
 def first_sentence(text: str) -> str:
