@@ -14,7 +14,7 @@ def blocked_logit(dtype: torch.dtype) -> float:
 
     The MEANTIME authors *set* such logits to −1e9. Adding half of the lowest finite number does the same,
     since the sum rounds to that number whatever the logit was: a row whose keys are all blocked is uniform,
-    never NaN.
+    never NaN. (Gradients pass through such a row, while a set logit has none; no model's loss reads one.)
     """
     return torch.finfo(dtype).min / 2
 
