@@ -179,6 +179,14 @@ def find_runs(root: Path, chapters: list[str], scale: str, run_folder: Callable)
     return folders
 
 
+def read_evidence(chapter: str, folder: Path) -> Evidence:
+    """Evidence of a run; BuildError that names the chapter if it does not fit the schema."""
+    try:
+        return Evidence.load(folder / "evidence.json")
+    except ValueError as error:
+        raise BuildError(f"notebooks/{chapter}: {error}") from None
+
+
 def simulate_verdicts(root: Path, cache: Path) -> Path:
     """Let the page on verdicts make its figures and numbers; returns their folder, made once per content."""
     script = root / "book" / "verdict_simulation.py"
@@ -379,7 +387,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, run_folder: Callable
     pages = toc_pages(root)
     chapters = [page.removeprefix("notebooks/") for page in pages if page.startswith("notebooks/")]
     runs = find_runs(root, chapters, scale, run_folder)
-    evidence = {chapter: Evidence.load(folder / "evidence.json") for chapter, folder in runs.items()}
+    evidence = {chapter: read_evidence(chapter, folder) for chapter, folder in runs.items()}
 
     if unfinished.exists():
         shutil.rmtree(work, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from re import sub
 
 from lib.evidence import Evidence, evidence_schema
+from lib.provenance import direct_dependencies
 
 
 def cell(text: str) -> str:
@@ -84,8 +85,8 @@ def _type(part: Mapping[str, object]) -> str:
     return {"null": "nothing"}.get(part.get("type"), part.get("type", "any value"))
 
 
-def status(evidence: Mapping[str, Evidence]) -> str:
-    """What each chapter's run took and what made it."""
+def status(evidence: Mapping[str, Evidence], root: Path) -> str:
+    """What each chapter's run took and what made it; packages that `root` asks for come first."""
     lines = [
         "| chapter | scale | run time | peak memory | processor, threads | run at (UTC) | commit | evidence |"
     ]
@@ -101,14 +102,18 @@ def status(evidence: Mapping[str, Evidence]) -> str:
             f"| {commit} "
             f"| {{download}}`JSON <_generated/{chapter}.evidence.json>` |"
         )
-    lines += ["", "## Versions", ""]
     packages = {name for one in evidence.values() for name in one.provenance.packages}
-    lines += ["| package | " + " | ".join(evidence) + " |", "|---" * (len(evidence) + 1) + "|"]
+    asked_for = {name.lower() for name in direct_dependencies(root)}
     rows = {"Python": [one.provenance.python for one in evidence.values()]}
-    for name in sorted(packages, key=str.lower):
+    for name in sorted(packages, key=lambda name: (name.lower() not in asked_for, name.lower())):
         rows[name] = [one.provenance.packages.get(name, "–") for one in evidence.values()]
-    lines += [f"| {cell(name)} | " + " | ".join(versions) + " |" for name, versions in rows.items()]
-    return "\n".join([*lines, ""])
+    head = ["| package | " + " | ".join(evidence) + " |", "|---" * (len(evidence) + 1) + "|"]
+    body = [f"| {cell(name)} | " + " | ".join(versions) + " |" for name, versions in rows.items()]
+    main = 1 + sum(name.lower() in asked_for for name in packages)
+    lines += ["", "## Versions", "", *head, *body[:main], ""]
+    if body[main:]:
+        lines += [":::{dropdown} What these packages need in turn", *head, *body[main:], ":::", ""]
+    return "\n".join(lines)
 
 
 def write(root: Path, evidence: Mapping[str, Evidence], folder: Path, *, repository: str) -> None:
@@ -118,7 +123,7 @@ def write(root: Path, evidence: Mapping[str, Evidence], folder: Path, *, reposit
         "library.md": library(root, repository),
         "evidence.md": schema(definition),
         "evidence.schema.json": json.dumps(definition, indent=1) + "\n",
-        "status.md": status(evidence),
+        "status.md": status(evidence, root),
     }
     for chapter, one in evidence.items():
         texts[f"{chapter}.evidence.json"] = one.model_dump_json(indent=1) + "\n"

@@ -92,6 +92,12 @@ def test_missing_evidence_names_the_chapter_and_the_command(tmp_path):
     assert second.startswith("notebooks/b:")
 
 
+def test_evidence_that_does_not_fit_names_the_chapter(tmp_path):
+    (tmp_path / "evidence.json").write_text("{}")
+    with pytest.raises(builder.BuildError, match=r"notebooks/a: evidence\.json: .*Field required"):
+        builder.read_evidence("a", tmp_path)
+
+
 def test_staging_touches_only_what_changed(tmp_path):
     builder.synchronise({"a": b"1", "b/c": b"2", "gone/d": b"3"}, tmp_path)
     before = (tmp_path / "a").stat().st_mtime_ns
@@ -164,3 +170,14 @@ def test_the_command_says_what_is_missing_and_fails(small_root, capsys, monkeypa
     monkeypatch.setattr(builder, "build", lambda *_: (_ for _ in ()).throw(builder.BuildError("p: missing")))
     assert builder.main(["--root", str(small_root)]) == 1
     assert capsys.readouterr().err == "the book was not built:\np: missing\n"
+
+
+def test_staged_files_name_the_real_repository_everywhere(small_root):
+    runs = {"template": small_root / "runs/smoke/template/made-up"}
+    files = builder.staged_files(small_root, runs, "ann/held")
+    text = {name: content for name, content in files.items() if name.endswith((".md", ".yml", ".ipynb"))}
+    assert [name for name, content in text.items() if b"does-it-hold/does-it-hold" in content] == []
+    assert b"https://github.com/ann/held" in files["_config.yml"]
+    assert {"notebooks/template.ipynb", "lib/claims.py", "book/_static/mathjax/tex-mml-chtml.js"} <= set(
+        files
+    )

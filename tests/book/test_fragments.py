@@ -40,7 +40,7 @@ def test_schema_names_every_field_of_the_file(evidence):
         assert f"| `{name}` |" in text
 
 
-def test_status_has_time_memory_commit_and_versions(evidence):
+def test_status_has_time_memory_commit_and_versions(evidence, tmp_path):
     made = evidence.provenance.model_copy(
         update={
             "wall_seconds": 61.4,
@@ -49,7 +49,7 @@ def test_status_has_time_memory_commit_and_versions(evidence):
             "dirty": True,
         }
     )
-    text = fragments.status({"template": evidence.model_copy(update={"provenance": made})})
+    text = fragments.status({"template": evidence.model_copy(update={"provenance": made})}, tmp_path)
     row = next(line for line in text.splitlines() if "template](" in line)
     assert "| 61 s | 300 MiB |" in row and "`0123456789` with uncommitted changes" in row
     assert f"| Python | {made.python} |" in text
