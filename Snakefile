@@ -120,12 +120,13 @@ rule pages:
     input:
         CHAPTERS,
     output:
-        "_build/html/index.html",
+        # Not index.html: Snakemake deletes what a rule makes before it runs it, and a build that fails must leave the
+        # pages that are there. The stamp lies among them and goes with them.
         touch(STAMP),
     params:
         scale=SCALE,
     shell:
-        # The stamps of other contents go first, or going back to one of them would find nothing to do.
+        # Stamps of other contents go first, or going back to one of them would find nothing to do.
         "rm -f _build/html/.content-* && {PYTHON} book/build.py --scale {params.scale}"
 
 
@@ -167,13 +168,15 @@ rule sweep:
 
 
 def name_failures():
-    print("\nfailed:", file=sys.stderr)
+    failed = []
     for evidence in REQUESTS:
-        failed = ROOT / Path(evidence).with_name("failed.txt")
+        said = ROOT / Path(evidence).with_name("failed.txt")
         if evidence in REFUSED:
-            print(f"  {REFUSED[evidence]}", file=sys.stderr)
-        elif failed.is_file() and failed.stat().st_mtime >= STARTED:
-            print(f"  {failed.read_text(encoding='utf-8').strip()}", file=sys.stderr)
+            failed.append(REFUSED[evidence])
+        elif said.is_file() and said.stat().st_mtime >= STARTED:
+            failed.append(said.read_text(encoding="utf-8").strip())
+    lines = failed or ["no chapter: the message of the step that failed stands above"]
+    print("\nfailed:", *lines, sep="\n  ", file=sys.stderr)
 
 
 onerror:
