@@ -5,10 +5,11 @@ from typing import Protocol
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.data.interactions import InteractionLog
 from lib.data.negatives import history_mask
+from lib.metrics.attention import head_overlap
 from lib.metrics.ranking import metrics_at, target_rank
 
 
@@ -41,6 +42,7 @@ def user_metrics(
     log: InteractionLog | None = None,
     split: str = "test",
     cutoffs: tuple[int, ...] = (5, 10),
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Rank every user's held-out item; one row per user, one column per metric.
 
@@ -57,6 +59,8 @@ def user_metrics(
         before the target of ``split``; these columns are named ``… (full ranking)``.
     cutoffs
         k of Recall@k and NDCG@k. Ties count by their expectation.
+    device
+        Where the model is.
 
     Raises
     ------
@@ -70,14 +74,37 @@ def user_metrics(
     with torch.no_grad():
         for batch in batches:
             users, target = batch["users"], batch["target"]
+            there = _on(device, batch)
             if log is None:
                 candidates = torch.cat([target[:, None], negatives[users - 1]], dim=1)
-                better, ties = target_rank(model.scores(batch, candidates))
+                better, ties = target_rank(model.scores(there, candidates.to(device)).cpu())
             else:
                 seen = history_mask(log, users, split=split)
-                better, ties = target_rank(model.scores(batch), target - 1, seen)
+                better, ties = target_rank(model.scores(there).cpu(), target - 1, seen)
             columns = {
                 name + suffix: value.numpy() for name, value in metrics_at(cutoffs, better, ties).items()
             }
             frames.append(pd.DataFrame(columns, index=pd.Index(users.numpy(), name="user")))
     return pd.concat(frames)
+
+
+def mean_head_overlap(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], device: str = "cpu"
+) -> float:
+    """Return :func:`lib.metrics.attention.head_overlap`, averaged over blocks and users.
+
+    ``model`` has ``attention_weights(batch)``, a list of ``(B, heads, T, T)``, one per block.
+    """
+    overlaps = []
+    with torch.no_grad():
+        for batch in batches:
+            batch = _on(device, batch)
+            blocks = model.attention_weights(batch)
+            overlaps.append(
+                torch.stack([head_overlap(block, batch["tokens"] > 0) for block in blocks]).mean(0)
+            )
+    return torch.cat(overlaps).mean().item()
+
+
+def _on(device: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}

@@ -12,7 +12,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
+
+from lib.intervals import LEVEL, mean_interval
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 2), (2, 1), (5, 1, 1, 1, 1, 1), (1, 2))
@@ -60,7 +61,7 @@ def arms_figure(
     metrics: Sequence[str],
     *,
     arm: str = "arm",
-    level: float = 0.95,
+    level: float = LEVEL,
     chance: dict[str, float] | None = None,
 ) -> Figure:
     """Draw each arm's seeds as points and their mean with its Student-t interval, one panel a metric.
@@ -72,7 +73,7 @@ def arms_figure(
     metrics
         Columns to draw, one panel each.
     level
-        Coverage of the interval. An arm with a single row (a method without randomness) has no interval.
+        Coverage of the interval, by default that of the verdicts. An arm with one row has none.
     chance
         Value of a random guess for some metrics, drawn as a dotted line.
     """
@@ -95,7 +96,7 @@ def arms_figure(
             axis.errorbar(
                 values.mean(),
                 row,
-                xerr=half_width(values, level),
+                xerr=_half_width(values, level),
                 fmt=markers[label],
                 color=colours[label],
                 capsize=4,
@@ -132,8 +133,8 @@ def curves_figure(
     return axis.figure
 
 
-def half_width(values: np.ndarray, level: float = 0.95) -> float:
-    """Return half the width of the Student-t interval of a mean; not a number for fewer than two values."""
+def _half_width(values: np.ndarray, level: float) -> float:
     if len(values) < 2:
         return float("nan")
-    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    mean, low, _ = mean_interval(values, level)
+    return float(mean - low)

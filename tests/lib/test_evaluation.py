@@ -7,7 +7,7 @@ import torch
 
 from lib.data.interactions import InteractionLog
 from lib.data.sequences import evaluation_batches, sample_negatives
-from lib.evaluation import Popularity, user_metrics
+from lib.evaluation import Popularity, mean_head_overlap, user_metrics
 
 EVENTS = {1: [1, 2, 3, 4], 2: [3, 1, 2, 5], 3: [5, 3, 2, 1]}
 
@@ -77,3 +77,18 @@ def test_one_of_the_two_protocols_must_be_chosen(log):
     for options in ({}, {"negatives": torch.zeros(3, 1), "log": log}):
         with pytest.raises(ValueError, match="give one of the two"):
             user_metrics(ByNumber(), batches(log), **options)
+
+
+def test_head_overlap_averages_blocks_and_users(log):
+    """One block of equal heads (overlap 1) and one of disjoint heads (overlap 0), for every user."""
+
+    class TwoBlocks:
+        def attention_weights(self, batch):
+            users, length = batch["tokens"].shape
+            own = torch.eye(length).expand(users, 2, length, length)
+            other = own.clone()
+            other[:, 1] = other[:, 1].roll(1, -1)
+            return [own, other]
+
+    for size in (1, 3):
+        assert mean_head_overlap(TwoBlocks(), batches(log, batch_size=size)) == pytest.approx(0.5)

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.figures import MARKERS, arm_styles, arms_figure, curves_figure, half_width, use_style
+from lib.figures import MARKERS, arm_styles, arms_figure, curves_figure, use_style
+from lib.intervals import LEVEL
 
 matplotlib.use("Agg")
 VALUES = {"a": [0.1, 0.2, 0.4], "b": [0.5, 0.6, 0.55], "once": [0.3]}
@@ -18,13 +19,6 @@ def style():
     use_style()
 
 
-def test_half_width_is_scipys_t_interval():
-    values = np.array([0.1, 0.2, 0.4, 0.15])
-    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert half_width(values) == pytest.approx((high - low) / 2)
-    assert np.isnan(half_width(values[:1]))
-
-
 def test_arms_figure_draws_every_seed_mean_and_interval():
     figure = arms_figure(FRAME, ["NDCG@10"], chance={"NDCG@10": 0.045})
     axis = figure.axes[0]
@@ -34,7 +28,8 @@ def test_arms_figure_draws_every_seed_mean_and_interval():
     assert means == pytest.approx([np.mean(values) for values in VALUES.values()])
     bars = [container.lines[2][0].get_segments()[0][:, 0] for container in axis.containers[:2]]
     for bar, values in zip(bars, VALUES.values(), strict=False):
-        assert bar[1] - bar[0] == pytest.approx(2 * half_width(np.array(values)))
+        expected = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+        assert bar == pytest.approx(expected)
     assert [label.get_text() for label in axis.get_yticklabels()] == list(VALUES)
     assert axis.get_xlabel() == "NDCG@10" and figure.get_facecolor() == (1, 1, 1, 1)
 
