@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
 from lib import record_tables
 from lib.claims import Claim, Effect, Ledger, PaperNumber, Summary, Verdict, VerdictName, judge, not_tested
+from lib.files import write_atomically
 from lib.ledger import ROOT, Interpretation, ScaleName, load_ledger
 from lib.ledger import Provenance as NumberProvenance
 from lib.provenance import Provenance, collect
@@ -146,29 +147,6 @@ class Evidence(ChapterRecord):
 def evidence_schema() -> dict[str, Any]:
     """JSON schema of ``evidence.json``, as published in the book."""
     return Evidence.model_json_schema(mode="serialization")
-
-
-def write_atomically(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that it appears whole or not at all: beside, to the disk, then renamed.
-
-    A full disk or a kill leaves what was there before; on an error nothing is left beside it either.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 class Record:
@@ -381,7 +359,9 @@ def _log_to(path: Path) -> logging.Logger:
         log.removeHandler(handler)
         handler.close()
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    formatter = logging.Formatter("%(asctime)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime  # a kernel that nobody started for a run has the machine's time zone
+    handler.setFormatter(formatter)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     return log

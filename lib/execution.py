@@ -25,6 +25,8 @@ from traitlets.config import Config
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 INJECTED = "injected-parameters"
 QUIET_SECONDS = 10.0  # a section that lasts longer than this says again where it is
+ECHO_SECONDS = 5.0  # between two lines of the chapter's log on the terminal
+STAMP = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ? \S+ ")  # how a line of that log begins
 
 
 class ChapterFailed(Exception):
@@ -127,9 +129,10 @@ def section_seconds(notebook: NotebookNode) -> dict[str, float]:
 
 
 class Watch:
-    """Says on the terminal what a chapter is doing: a line per section, and what its log gets.
+    """Says on the terminal what a chapter is doing: a line per section, and the latest of its log.
 
-    Plain lines and no bar, so that a log file of a batch stays readable.
+    Plain lines and no bar, so that a log file of a batch stays readable: of what the chapter logs the newest
+    line, without its time stamp, and not more than one in ``ECHO_SECONDS``. All of it is in the log.
 
     Parameters
     ----------
@@ -147,6 +150,8 @@ class Watch:
         self.heading = ""
         self.read = log.stat().st_size if log.exists() else 0
         self.rest = b""
+        self.newest = b""
+        self.echoed = -ECHO_SECONDS
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -160,10 +165,14 @@ class Watch:
 
     def _follow(self) -> None:
         while not self.done.wait(0.5):
-            self._echo()
+            self._look()
+            if time.monotonic() - self.echoed >= ECHO_SECONDS:
+                self._echo()
+        self._look()
         self._echo()
 
-    def _echo(self) -> None:
+    def _look(self) -> None:
+        """Read what the log has got since the last look."""
         if not self.log.exists():
             return
         with self.log.open("rb") as stream:
@@ -171,8 +180,13 @@ class Watch:
             text = self.rest + stream.read()
             self.read = stream.tell()
         *lines, self.rest = text.split(b"\n")
-        for line in lines:
-            self.say(f"[{self.chapter}]   {line.decode(errors='replace').rstrip()}")
+        self.newest = next((line for line in reversed(lines) if line.strip()), self.newest)
+
+    def _echo(self) -> None:
+        if self.newest:
+            line = STAMP.sub(b"", self.newest).decode(errors="replace").rstrip()
+            self.say(f"[{self.chapter}]   {line}")
+            self.newest, self.echoed = b"", time.monotonic()
 
     def cell(self, notebook: NotebookNode, index: int) -> None:
         """Note that a cell starts; a new section, or a long silence, is worth a line."""

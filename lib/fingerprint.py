@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def direct_imports(notebook: NotebookNode, modules: set[str]) -> set[str]:
 
     ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``. Lines of IPython's
     own syntax (``%matplotlib``) are skipped.
+
+    Raises
+    ------
+    RequestError
+        A cell is not Python.
     """
     found = set()
     for cell in notebook.cells:
@@ -37,7 +43,12 @@ def direct_imports(notebook: NotebookNode, modules: set[str]) -> set[str]:
         source = "\n".join(
             line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))
         )
-        for node in ast.walk(ast.parse(source)):
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            raise RequestError(f"a code cell is not Python: {error.msg}, in `{line}`") from None
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -67,12 +78,15 @@ def imported_modules(notebook: NotebookNode, root: Path) -> dict[str, Path]:
     Raises
     ------
     RequestError
-        ``root`` is not the repository of the ``lib`` that this process imports, or a data source names a
-        module that does not exist.
+        ``root`` is not the repository of the ``lib`` that this process imports, a data source names a module
+        that does not exist, or a module or a cell is not Python.
     """
     if Path(lib.__file__).resolve().parents[1] != root.resolve():
         raise RequestError(f"{root} is not where lib is imported from ({lib.__file__}): run from there")
-    graph = grimp.build_graph("lib", cache_dir=None)
+    try:
+        graph = grimp.build_graph("lib", cache_dir=None)
+    except grimp.exceptions.SourceSyntaxError as error:
+        raise RequestError(" ".join(str(error).split())) from None
     wanted = set(ALWAYS) & graph.modules | direct_imports(notebook, graph.modules)
     for source in data_sources(notebook):
         module = source.partition(":")[0]
@@ -157,7 +171,7 @@ def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, A
             raise RequestError(f"data source {source}: {error}") from error
     values = {name: value for name, value in parameters.items() if name not in PLACES}
     for name, value in values.items():
-        if isinstance(value, str) and value and (root / value).is_file():
+        if isinstance(value, str) and value and os.path.isfile(root / value):
             parts[f"parameter {name}"] = _digest(root / value)
     whole = json.dumps({"chapter": chapter, "parameters": values, "parts": parts}, sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -88,8 +88,12 @@ def read_parameters(notebook: NotebookNode, path: str) -> dict[str, Parameter]:
     if len(cells) != 1:
         raise RequestError(f"{path} must have one cell tagged 'parameters', found {len(cells)}")
     helps = {name: found["help"] for name, found in inspect_notebook(notebook).items()}
+    try:
+        lines = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise RequestError(f"{path}: parameters cell, line {error.lineno}: {error.msg}") from None
     parameters: dict[str, Parameter] = {}
-    for node in ast.parse(cells[0].source).body:
+    for node in lines:
         line = ast.unparse(node)
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
             raise RequestError(f"{path}: a parameter is `name: type = value  # help`, found `{line}`")

@@ -25,6 +25,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lib.execution import ChapterFailed, Watch, execute, section_seconds
+from lib.files import write_atomically
 from lib.parameters import PLACES, RequestError, parse, read_parameters
 from lib.request import Request, chapters, read_chapter, resolve, run_folder
 
@@ -67,11 +68,13 @@ def is_complete(folder: Path, identity: str) -> bool:
 
 
 def _held(folder: Path) -> dict[str, Any]:
-    """What the folder says that it holds; empty when it says nothing."""
+    """What the folder says that it holds; empty when it says nothing, or nothing of ours."""
     try:
-        return json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        held = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
+    ours = {"chapter", "scale", "fingerprint", "commit"}
+    return held if isinstance(held, dict) and ours <= held.keys() else {}
 
 
 def _refuse_foreign(folder: Path, request: Request) -> None:
@@ -83,10 +86,12 @@ def _refuse_foreign(folder: Path, request: Request) -> None:
     if held and held["fingerprint"] != request.fingerprint:
         raise RequestError(
             f"{folder} holds another run: {held['chapter']} at {held['scale']}, {held['fingerprint'][:12]}, "
-            f"commit {held['commit']}; this is {request.fingerprint[:12]}; choose another --out, or remove it"
+            f"commit {held['commit'] or 'unknown'}; this is {request.fingerprint[:12]}; "
+            "choose another --out, or remove it"
         )
-    if not held and any(path.name != ".lock" for path in folder.iterdir()):
-        raise RequestError(f"{folder} is not empty and holds no run: choose another --out")
+    # Hidden: the lock, and what a kill may have left of a file that was being written.
+    if not held and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise RequestError(f"{folder} is not empty and holds no run: choose another --out, or remove it")
 
 
 def run(
@@ -130,22 +135,28 @@ def run(
     _refuse_foreign(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, request.chapter, say):
+        _refuse_foreign(folder, request)  # who held the lock may have left another run
         if is_complete(folder, request.fingerprint) and not force:
             say(f"[{request.chapter}] already complete · {_shown(folder)}")
             return False
         _clear(folder, everything=force)
         try:
-            _execute(request, folder, threads, say)
-        except ChapterFailed as error:
-            line = f"{request.chapter}: {error} · log {_shown(folder / 'log.txt')}"
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"{error.traceback}\n{line}\n")
-            (folder / "failed.txt").write_text(line + "\n", encoding="utf-8")
-            raise
+            try:
+                _execute(request, folder, threads, say)
+            except ChapterFailed as error:
+                _note_failure(request.chapter, folder, error)
+                raise
         except OSError:
             (folder / "notebook.partial.ipynb").unlink(missing_ok=True)  # it may end in the middle
             raise
     return True
+
+
+def _note_failure(chapter: str, folder: Path, error: ChapterFailed) -> None:
+    line = f"{chapter}: {error} · log {_shown(folder / 'log.txt')}"
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"{error.traceback}\n{line}\n")
+    write_atomically(folder / "failed.txt", line + "\n")
 
 
 @contextmanager
@@ -173,7 +184,6 @@ def _clear(folder: Path, everything: bool) -> None:
 
 
 def _execute(request: Request, folder: Path, threads: int, say: Callable[[str], None]) -> None:
-    from lib.evidence import write_atomically  # scipy and more come with it: not for a refused request
     from lib.provenance import git_state
 
     chapter, partial = request.chapter, folder / "notebook.partial.ipynb"
@@ -200,7 +210,7 @@ def _execute(request: Request, folder: Path, threads: int, say: Callable[[str], 
 
 def _record(folder: Path, used: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
     """Write the evidence, which makes the run complete; returns the count of verdicts as text."""
-    from lib.evidence import Evidence
+    from lib.evidence import Evidence  # scipy and more come with it: not for a refused request
 
     try:
         evidence = Evidence.of_run(folder, used, seconds)
@@ -309,13 +319,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"[{request.chapter}] {state} · {_shown(folder)}")
             print(yaml.safe_dump(request.parameters, sort_keys=False, default_flow_style=None), end="")
             return 0
-        run(
-            request,
-            folder,
-            threads=options.threads,
-            force=options.force,
-            say=_say,
-        )
+        run(request, folder, threads=options.threads, force=options.force, say=_say)
     except RequestError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,12 @@
 """A small project of its own, with tiny chapters, for the tests of the runner and of the batch."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,21 @@ get_num_threads = lambda: 1
 """
 
 
+# Many requests to the command line of `lib.run` in one process: starting it takes longer than most answers.
+REQUESTS = """
+import contextlib, io, json, sys
+from lib.run import main
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(json.loads(line))
+        except SystemExit as error:
+            code = error.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
 class Project:
     """A copy of what a run needs, with tiny chapters in place of the real ones."""
 
@@ -128,12 +146,49 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Tests that are themselves in the background of a shell would pass on that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(*command, **environment)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture
+def request_run(project) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """``request_run(*arguments)``: what ``python -m lib.run`` answers, without a start for each."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", REQUESTS],
+        cwd=project.root,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess:
+        process.stdin.write(json.dumps(arguments) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+
+    yield ask
+    process.communicate(timeout=30)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk needs Linux and root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture

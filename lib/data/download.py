@@ -17,14 +17,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import NamedTemporaryFile
-from typing import IO
 
 import pooch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lib.data.dataset import DataUnavailable
+from lib.files import replacing, write_atomically
 
 ATTEMPTS = 3  # per address, each going on where the last one broke off
 TIMEOUT = 30  # seconds without a byte
@@ -110,9 +109,8 @@ class Download:
         part = path.with_name(f"{path.name}.part")
         pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says enough
         problem = None
-        for _ in range(
-            2 if part.exists() else 1
-        ):  # a bad beginning from another day must not spoil a good file
+        # Twice after a beginning from another day, which must not spoil a good file.
+        for _ in range(2 if part.exists() else 1):
             try:
                 pooch.retrieve(
                     address,
@@ -181,8 +179,8 @@ class ZipMember:
                     path.is_file() and path.stat().st_size == entry.file_size and _crc(path) == entry.CRC
                 ):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    with packed.open(entry) as source:
-                        _write_whole(path, source)
+                    with packed.open(entry) as source, replacing(path) as file:
+                        shutil.copyfileobj(source, file, _CHUNK)
         except KeyError as error:
             raise DataUnavailable(f"{archive} has no {self.member}: is it {self.archive.name}?") from error
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -257,24 +255,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise ConnectionError(f"the connection broke: {error}") from error
 
 
-def _write_whole(path: Path, content: bytes | IO[bytes]) -> None:
-    """Write beside, then rename: the file appears whole or not at all. `content` is bytes or an open binary
-    file."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                shutil.copyfileobj(content, file, _CHUNK)
-            file.flush()
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 def _stamp(part: Path) -> Path:
     """Where the version that `part` belongs to is kept: the server's ETag, or when it was last modified."""
     return part.with_name(f"{part.name}.etag")
@@ -286,7 +266,7 @@ def _record(path: Path) -> Path:
 
 def _note_hash(path: Path) -> None:
     """Trust on first use: what is there now has to be there from now on. The format is sha256sum's."""
-    _write_whole(_record(path), f"{pooch.file_hash(str(path), alg='sha256')}  {path.name}\n".encode())
+    write_atomically(_record(path), f"{pooch.file_hash(str(path), alg='sha256')}  {path.name}\n")
 
 
 def _matches(path: Path, expected: str) -> bool:

@@ -222,6 +222,14 @@ def test_full_disk_leaves_nothing(server, tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
+def test_a_disk_that_is_full_in_earnest(server, small_disk):
+    server.files["/a.bin"] = bytes(2_000_000)
+    with pytest.raises(DataUnavailable) as caught:
+        source(server.address(), known_hash=None).fetch(small_disk)
+    assert f"no space left for a.bin (1 MB) in {small_disk}" in one_line(caught)
+    assert left(small_disk) == []
+
+
 def pack(entries):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

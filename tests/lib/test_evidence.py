@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import resource
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +12,8 @@ import yaml
 from bs4 import BeautifulSoup
 from pydantic import ValidationError
 
-from lib import evidence
 from lib.claims import SCALES, VERDICTS
-from lib.evidence import ChapterRecord, Evidence, Record, evidence_schema, write_atomically
+from lib.evidence import ChapterRecord, Evidence, Record, evidence_schema
 
 SMALL = {
     "smoke": {"tested": True},
@@ -293,38 +291,6 @@ def test_what_is_no_evidence_is_refused_in_one_line(record, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ValidationError):
         whole.chapter = "other"
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    write_atomically(path, "old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(evidence.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "new and longer")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    monkeypatch.undo()
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_cut_short_by_the_system_leaves_the_old_one(tmp_path):
-    path = tmp_path / "file.json"
-    write_atomically(path, "old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # as a quota or a full disk would
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_atomically(path, "new" * 10_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- what is shown -----------------------------------------------------------------------------------------

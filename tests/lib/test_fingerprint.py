@@ -28,10 +28,16 @@ def layered(project):
     return project
 
 
-def folder(project, *arguments: str) -> str:
-    done = project.run("lib.run", "tiny", "--dry-run", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[0].rsplit("/", 1)[-1]
+@pytest.fixture
+def folder(request_run):
+    """``folder(*arguments)``: where ``lib.run`` would leave a run of ``tiny``."""
+
+    def ask(*arguments: str) -> str:
+        done = request_run("tiny", "--dry-run", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[0].rsplit("/", 1)[-1]
+
+    return ask
 
 
 def append(project, name: str) -> None:
@@ -39,63 +45,79 @@ def append(project, name: str) -> None:
     path.write_text(path.read_text() + "\n# changed\n")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "notebooks/tiny.md",
-        "lib/models/upper.py",
-        "lib/models/lower.py",
-        "lib/models/__init__.py",
-        "lib/data/tinyset.py",
-        "lib/run.py",
-        "lib/evidence.py",
-        "lib/intervals.py",
-        "requirements.lock",
-        "book/claims/tiny.yml",
-        "data/numbers.txt",
-    ],
-)
-def test_content_that_decides(layered, name):
-    before = folder(layered)
-    append(layered, name)
-    assert folder(layered) != before
+DECIDES = [
+    "notebooks/tiny.md",
+    "lib/models/upper.py",
+    "lib/models/lower.py",
+    "lib/models/__init__.py",
+    "lib/data/tinyset.py",
+    "lib/run.py",
+    "lib/execution.py",
+    "lib/evidence.py",
+    "lib/intervals.py",
+    "lib/files.py",
+    "requirements.lock",
+    "book/claims/tiny.yml",
+    "data/numbers.txt",
+]
 
 
-def test_what_decides_nothing(layered):
-    before = folder(layered)
+def test_content_that_decides(layered, folder):
+    at_first = folder()
+    seen = {at_first}
+    for name in DECIDES:
+        path = layered.root / name
+        content = path.read_text()
+        append(layered, name)
+        seen.add(folder())
+        path.write_text(content)
+        assert folder() == at_first, f"{name}: back to its content, back to its run"
+    assert len(seen) == 1 + len(DECIDES)
+
+
+def test_what_decides_nothing(layered, folder):
+    before = folder()
     append(layered, "lib/models/other.py")
     append(layered, "lib/training.py")
     layered.chapter("another")
     for path in layered.root.rglob("*"):
         os.utime(path, (1, 1))
-    assert folder(layered) == before
-    assert folder(layered, "--out", "elsewhere").splitlines()[0].endswith("elsewhere")
+    assert folder() == before
+    assert folder("--out", "elsewhere").splitlines()[0].endswith("elsewhere")
     # Where the data lie does not count, what they are does.
     layered.write("moved/numbers.txt", "1 2 3\n")
-    assert folder(layered, "-p", "data_dir", "moved") == before
+    assert folder("-p", "data_dir", "moved") == before
     layered.write("moved/numbers.txt", "1 2 4\n")
-    assert folder(layered, "-p", "data_dir", "moved") != before
+    assert folder("-p", "data_dir", "moved") != before
 
 
-def test_parameters_count_by_value(layered):
-    before = folder(layered)
-    assert folder(layered, "-p", "value", "4") == before
-    assert folder(layered, "-p", "value", "4.5") != before
-    assert folder(layered, "--scale", "smoke") != before
+def test_parameters_count_by_value(folder):
+    before = folder()
+    assert folder("-p", "value", "4") == before
+    assert folder("-p", "value", "4.5") != before
+    assert folder("--scale", "smoke") != before
 
 
-def test_a_parameter_that_names_a_file_counts_by_its_content(layered):
+def test_a_parameter_that_names_a_file_counts_by_its_content(layered, folder):
     layered.write("weights.bin", "one")
-    before = folder(layered, "-p", "device", "weights.bin")
+    before = folder("-p", "device", "weights.bin")
     layered.write("weights.bin", "two")
-    assert folder(layered, "-p", "device", "weights.bin") != before
+    assert folder("-p", "device", "weights.bin") != before
 
 
-def test_an_unknown_data_source_is_refused(layered):
+def test_what_cannot_be_read_is_refused_in_one_line(layered, request_run):
+    def refused(message):
+        done = request_run("tiny", "--dry-run")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
+
     layered.chapter("tiny", data='["lib.data.tinyset:SETT"]')
-    done = layered.run("lib.run", "tiny", "--dry-run")
-    assert done.returncode == 2
-    assert "data source lib.data.tinyset:SETT" in done.stderr
+    refused("data source lib.data.tinyset:SETT")
+    layered.chapter("tiny", imports="import (")
+    refused("a code cell is not Python: invalid syntax, in `import (`")
+    layered.chapter("tiny")
+    layered.write("lib/models/other.py", "def broken(:\n")
+    refused("Syntax error in")
 
 
 def test_imports_are_found_wherever_they_stand():

@@ -51,6 +51,7 @@ ratios: list[float] = [0.5, 1]  # of sizes
         ("rate: float = 1.0  # a = b", "papermill cannot read"),
         ('rate: float = "x"  # text', "parameter rate must be float, got 'x' (str)"),
         ("print(1)", "a parameter is"),
+        ("rate: float = = 1  # twice", "x.md: parameters cell, line 6: invalid syntax"),
     ],
 )
 def test_a_line_that_would_be_misread_is_refused(line, message):

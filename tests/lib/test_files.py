@@ -1,0 +1,59 @@
+"""Files are whole or not there, on a disk that is full too."""
+
+import os
+import resource
+
+import pytest
+
+from lib.files import replacing, write_atomically
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new and longer")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_cut_short_by_the_system_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # as a quota or a full disk would
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(path, "new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_keeps_the_old_file(small_disk):
+    path = small_disk / "file.json"
+    write_atomically(path, "old")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomically(path, bytes(2_000_000))
+    assert path.read_text() == "old"
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.bin"
+    write_atomically(path, b"old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError("in the middle")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
