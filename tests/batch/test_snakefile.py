@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -47,6 +48,14 @@ def executed(batch, *arguments: str, code: int = 0) -> list[str]:
     return sorted(re.findall(r"^\[(\w+)\] complete · ", done.stdout, re.MULTILINE)) + pages
 
 
+def planned(batch) -> list[str]:
+    """As `executed`, of what would be."""
+    done = batch.run("snakemake", "-n", "--quiet", "host")
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = ["pages"] * ("rule pages:" in done.stdout)
+    return sorted(re.findall(r"^ +output: runs/book/(\w+)/", done.stdout, re.MULTILINE)) + pages
+
+
 def change(batch, name: str) -> None:
     path = batch.root / name
     path.write_text(path.read_text() + "\n# changed\n")
@@ -59,17 +68,27 @@ def test_what_runs_again_is_what_depends_on_the_change(batch):
     assert executed(batch) == [], "dates decide nothing"
     change(batch, "lib/models/low.py")
     assert executed(batch) == ["one", "pages"], "imported through another module"
-    change(batch, "lib/models/right.py")
-    assert executed(batch) == ["two", "pages"]
-    change(batch, "data/numbers.txt")
-    assert executed(batch) == ["two", "pages"]
-    change(batch, "requirements.lock")
-    assert executed(batch) == ["one", "two", "pages"]
+    for name, wanted in [
+        ("lib/models/right.py", ["two", "pages"]),
+        ("data/numbers.txt", ["two", "pages"]),
+        ("requirements.lock", ["one", "two", "pages"]),
+    ]:
+        content = (batch.root / name).read_text()
+        change(batch, name)
+        assert planned(batch) == wanted, name
+        (batch.root / name).write_text(content)
     change(batch, "book/page.md")
     assert executed(batch) == ["pages"]
     batch.write("book/page.md", "first\n")
     assert executed(batch) == ["pages"], "back to a content that was built before"
     assert (batch.root / "_build/html/index.html").read_text() == "first\n"
+    batch.write("book/build.py", "raise SystemExit('no book')\n")
+    assert executed(batch, code=1) == []
+    assert (batch.root / "_build/html/index.html").read_text() == "first\n", "a failure leaves the pages"
+    batch.write("book/build.py", PAGES)
+    assert executed(batch) == ["pages"], "and is not forgotten"
+    shutil.rmtree(batch.root / "_build/html")
+    assert executed(batch) == ["pages"], "nor are pages that are gone"
 
 
 def test_a_failure_hides_no_other_chapter_and_is_named_last(batch):
@@ -100,12 +119,28 @@ def test_a_grid_fans_out_as_separate_runs(batch):
 
 
 def test_a_killed_batch_starts_again(batch):
-    process = batch.start("snakemake", "execute_all", TINY_PAUSE="60")
-    while not list((batch.root / "runs").rglob("checkpoints/0")):
+    process = batch.start("snakemake", "execute_all", "--cores", "2", TINY_PAUSE="60")
+    while len(list((batch.root / "runs").rglob("checkpoints/0"))) < 2:
         assert process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     time.sleep(1.5)  # the kernels notice
-    assert executed(batch, "execute_all") == ["one", "two"]
+    assert batch.run("lib.run", "one").returncode == 0
+    assert executed(batch, "execute_all") == ["two"], "a run finished by hand is finished"
     assert "continues from the checkpoints" in batch.last.stdout
+
+
+def test_a_run_made_while_the_batch_goes_on_is_not_made_again(batch):
+    process = batch.start("snakemake", "execute_all", "--cores", "1", TINY_PAUSE="2")
+    while not (first := list((batch.root / "runs").rglob("checkpoints/0"))):
+        assert process.poll() is None
+        time.sleep(0.1)
+    (other,) = {"one", "two"} - {first[0].parents[2].name}
+    assert batch.run("lib.run", other).returncode == 0
+    (evidence,) = (batch.root / "runs/book" / other).rglob("evidence.json")
+    made = evidence.read_bytes()  # with the time of day
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"[{other}] already complete" in out
+    assert evidence.read_bytes() == made
