@@ -1,5 +1,7 @@
 """Metrics of attention maps: how much the heads of a layer look at the same positions."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor) -> Tensor:
     """
     middle = (p + q) / 2
     bits = torch.xlogy(p, p) + torch.xlogy(q, q) - 2 * torch.xlogy(middle, middle)
-    return bits.sum(-1).clamp(min=0) / (2 * torch.log(torch.tensor(2.0)))
+    return bits.sum(-1).clamp(min=0) / (2 * math.log(2))
 
 
 def head_overlap(attention: Tensor, real: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lib.models.dropout import Dropout, draw_lanes, thin
 
@@ -70,6 +71,8 @@ def attend(
     if query.device.type == "cpu" and (p or terms):
         return _Attention.apply(query, key, value, bias, p, *terms)
     if not terms:
+        # Autocast would turn the mask into float16's −∞, which is NaN where every key is blocked.
+        bias = bias.clamp(min=blocked_logit(query.dtype)).to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=p)
     return dropout(attention_weights(query, key, bias, terms)) @ value
 
@@ -105,6 +108,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         query, key, value, weights, lanes = ctx.saved_tensors
         grad = grad.contiguous()

@@ -42,8 +42,8 @@ from lib.models.layers import (
     check_range,
     check_sizes,
     check_tokens,
-    cloze_rows,
     initialise,
+    labelled_rows,
     last_rows,
     take_rows,
 )
@@ -155,9 +155,9 @@ class BERT4Rec(nn.Module):
         Raises
         ------
         ValueError
-            As :meth:`forward`; if no position is selected.
+            As :meth:`forward`; for labels of another shape or outside 0…V; if no position is selected.
         """
-        rows = cloze_rows(batch["labels"])
+        rows = labelled_rows(batch, self.num_items)
         logits = self.head(self._hidden(batch, rows), self.items.weight)
         return F.cross_entropy(logits, batch["labels"].flatten()[rows])
 
@@ -165,7 +165,14 @@ class BERT4Rec(nn.Module):
         """Logits at the last position, which holds the mask token.
 
         ``candidates`` (B, C) gives (B, C); None gives (B, V), column v−1 = item v.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`forward`; for candidates outside 0…V.
         """
+        if candidates is not None:
+            check_range("candidates", candidates, self.num_items + 1)
         hidden = self._hidden(batch, last_rows(batch["tokens"]))
         scores = self.head(hidden, self.items.weight, candidates)
         return scores[:, 1:] if candidates is None else scores

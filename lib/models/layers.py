@@ -6,6 +6,8 @@ table are trained by one program. What belongs to one model only lives beside th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,14 +117,18 @@ class ClozeHead(nn.Module):
         return torch.einsum("bh,bch->bc", z, F.embedding(items, weight)) + bias[items]
 
 
-def cloze_rows(labels: Tensor) -> Tensor:
-    """Indices (n,) into the flattened (B, T) labels of the positions to predict.
+def labelled_rows(batch: Mapping[str, Tensor], num_items: int) -> Tensor:
+    """Indices (n,) into the flattened (B, T) of the positions with a label.
 
     Raises
     ------
     ValueError
-        If there is none: the mean over no position is NaN.
+        If the labels have not the shape of the tokens or are not in 0…V; if there is none, since the mean
+        over no position is NaN.
     """
+    check_beside(batch, "labels")
+    labels = batch["labels"]
+    check_range("labels", labels, num_items + 1)
     rows = labels.flatten().nonzero().squeeze(1)
     if not rows.numel():
         raise ValueError(f"labels of shape {tuple(labels.shape)} select no position: the loss would be NaN")
@@ -136,15 +142,31 @@ def last_rows(tokens: Tensor) -> Tensor:
 
 
 def check_tokens(tokens: Tensor, *, max_length: int) -> None:
-    """Refuse tokens that are not (B, T) with 1 ≤ T ≤ max_length.
+    """Refuse tokens that are not (B, T) with B ≥ 1 and 1 ≤ T ≤ max_length.
 
     Raises
     ------
     ValueError
         Says which length was allowed and what came.
     """
-    if tokens.dim() != 2 or not 1 <= tokens.shape[1] <= max_length:
-        raise ValueError(f"tokens must be (B, T) with T in 1..{max_length}, got {tuple(tokens.shape)}")
+    if tokens.dim() != 2 or not tokens.shape[0] or not 1 <= tokens.shape[1] <= max_length:
+        raise ValueError(f"tokens must be (B, T), B ≥ 1 and T in 1..{max_length}, got {tuple(tokens.shape)}")
+
+
+def check_beside(batch: Mapping[str, Tensor], name: str) -> None:
+    """Refuse a batch in which ``name`` is missing, has not the shape of ``tokens`` or holds no integers.
+
+    Raises
+    ------
+    ValueError
+        Says which shape was expected and what came.
+    """
+    shape, values = batch["tokens"].shape, batch.get(name)
+    if values is None or values.shape != shape:
+        came = "nothing" if values is None else tuple(values.shape)
+        raise ValueError(f"{name} must have the shape of tokens, {tuple(shape)}, got {came}")
+    if values.is_floating_point():  # a float32 time stamp is a minute coarse
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
 
 
 def check_range(name: str, indices: Tensor, size: int) -> None:

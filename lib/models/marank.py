@@ -19,8 +19,9 @@ from lib.models.layers import check_range, check_sizes, initialise
 
 
 class PooledAttention(nn.Module):
-    """softmax_t(σ(w·tanh(W_i drop(x_t) + W_u drop(u))))·x, the sigmoid bounding the ratio of two weights by
-    e.
+    """softmax_t(σ(w·tanh(W_i drop(x_t) + W_u drop(u))))·x.
+
+    The sigmoid bounds the ratio of two weights by e.
 
     Parameters
     ----------
@@ -144,9 +145,9 @@ class MARank(nn.Module):
             For another width, or indices out of their tables.
         """
         tokens, users = batch["tokens"], batch["users"]
-        if tokens.dim() != 2 or tokens.shape[1] != self.context_length or users.shape != tokens.shape[:1]:
+        if users.dim() != 1 or not len(users) or tokens.shape != (len(users), self.context_length):
             raise ValueError(
-                f"tokens must be (B, {self.context_length}) and users (B,), "
+                f"tokens must be (B, {self.context_length}) and users (B,), B ≥ 1, "
                 f"got {tuple(tokens.shape)} and {tuple(users.shape)}"
             )
         check_range("tokens", tokens, self.num_items + 1)
@@ -171,19 +172,24 @@ class MARank(nn.Module):
         Raises
         ------
         ValueError
-            As :meth:`forward`; for an empty batch.
+            As :meth:`forward`; for labels or negatives outside 0…V.
         """
-        if not batch["labels"].numel():
-            raise ValueError("the batch has no label: the loss would be NaN")
         pairs = torch.stack([batch["labels"], batch["negatives"]], dim=1)
         positive, negative = self.scores(batch, pairs).unbind(dim=1)
         return F.softplus(negative - positive).mean()
 
     def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
-        """o·C[i] + U[u]·L[i]: (B, C) for ``candidates`` (B, C), else (B, V), column v−1 = item v."""
+        """o·C[i] + U[u]·L[i]: (B, C) for ``candidates`` (B, C), else (B, V), column v−1 = item v.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`forward`; for candidates outside 0…V.
+        """
         hidden, user = self(batch), self.user_latent(batch["users"])
         if candidates is None:
             return hidden @ self.item_context.weight[1:].T + user @ self.item_latent.weight[1:].T
+        check_range("candidates", candidates, self.num_items + 1)
         items = torch.cat([self.item_context(candidates), self.item_latent(candidates)], dim=-1)
         return torch.einsum("bh,bch->bc", torch.cat([hidden, user], dim=-1), items)
 

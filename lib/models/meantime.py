@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lib.models.attention import padding_bias
 from lib.models.checkpoints import (
+    BLOCK,
     Slot,
     cloze_block_layout,
     cloze_head_layout,
@@ -38,11 +39,13 @@ from lib.models.dropout import Dropout, check_probability
 from lib.models.dropout import dropout as drop
 from lib.models.layers import (
     ClozeHead,
+    check_beside,
     check_heads,
     check_range,
+    check_sizes,
     check_tokens,
-    cloze_rows,
     initialise,
+    labelled_rows,
     last_rows,
 )
 from lib.models.mixed_attention import MeantimeBlock, MixedAttention
@@ -133,11 +136,7 @@ class Meantime(nn.Module):
         self.relative = kernel_letters(relative, RELATIVE_KERNELS, "relative")
         if not self.absolute + self.relative:
             raise ValueError("absolute and relative kernels cannot both be empty: there would be no head")
-        for name, size in (("num_items", num_items), ("num_days", num_days), ("max_length", max_length)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        check_sizes(num_items=num_items, num_days=num_days, max_length=max_length, num_blocks=num_blocks)
         if relative_term not in ("factored", "materialised"):
             raise ValueError(f"relative_term must be 'factored' or 'materialised', got {relative_term!r}")
         if "s" in self.relative and hidden_size % 2:
@@ -195,9 +194,9 @@ class Meantime(nn.Module):
         Raises
         ------
         ValueError
-            As :meth:`forward`; if no position is selected.
+            As :meth:`forward`; for labels of another shape or outside 0…V; if no position is selected.
         """
-        rows = cloze_rows(batch["labels"])
+        rows = labelled_rows(batch, self.num_items)
         logits = self.head(self._hidden(batch, rows), self.items.weight)
         return F.cross_entropy(logits, batch["labels"].flatten()[rows])
 
@@ -214,7 +213,14 @@ class Meantime(nn.Module):
         Returns
         -------
         (B, C); or (B, V), column v−1 = item v.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`forward`; for candidates outside 0…V.
         """
+        if candidates is not None:
+            check_range("candidates", candidates, self.num_items + 1)
         hidden = self._hidden(batch, last_rows(batch["tokens"]))
         scores = self.head(hidden, self.items.weight, candidates)
         return scores[:, 1:] if candidates is None else scores
@@ -239,9 +245,7 @@ class Meantime(nn.Module):
         check_tokens(tokens, max_length=self.max_length)
         needed = [("timestamps", self.relative), ("days", "d" in self.absolute)]
         for name in (name for name, wanted in needed if wanted):
-            if name not in batch or batch[name].shape != tokens.shape:
-                came = tuple(batch[name].shape) if name in batch else "nothing"
-                raise ValueError(f"{name} must have the shape of tokens, {tuple(tokens.shape)}, got {came}")
+            check_beside(batch, name)
         check_range("tokens", tokens, self.num_items + 2)
         x = self.dropout(self.items(tokens))
         absolute = self._absolute(batch)
@@ -312,8 +316,7 @@ class Meantime(nn.Module):
         """
         state = read_state(source)
         table = "absolute_kernel_embeddings_list.{}.emb.weight"
-        block = "body.transformer_blocks.{}."
-        bias = block.format(0) + "attention.rel_position_bias"
+        bias = BLOCK.format(0) + ".attention.rel_position_bias"
         require(state, ["token_embedding.emb.weight", bias, "head.out.0.weight"], "MEANTIME")
         letters = kernel_letters(absolute, ABSOLUTE_KERNELS, "absolute")
         found = count(state, table), state[bias].shape[1]
@@ -333,7 +336,7 @@ class Meantime(nn.Module):
         model = cls(
             items.shape[0] - 2,
             hidden_size=items.shape[1],
-            num_blocks=count(state, block),
+            num_blocks=count(state, BLOCK + "."),
             absolute=absolute,
             relative=relative,
             **cloze_head_options(state),
@@ -354,7 +357,7 @@ class Meantime(nn.Module):
         for k in range(len(self.absolute)):
             layout[f"absolute_kernel_embeddings_list.{k}.emb.weight"] = whole(f"tables.{k}.weight")
         for b in range(len(self.blocks)):
-            layout |= self._authors_block(f"body.transformer_blocks.{b}", f"blocks.{b}")
+            layout |= self._authors_block(BLOCK.format(b), f"blocks.{b}")
         return layout | cloze_head_layout(self.head.kind, isinstance(self.head.norm, nn.LayerNorm))
 
     def _authors_block(self, theirs: str, ours: str) -> dict[str, Slot]:

@@ -14,13 +14,13 @@ from lib.models.layers import FeedForward, check_heads, take_rows
 
 
 class MixedAttention(nn.Module):
-    """Attention with absolute heads (a vector per position) first and relative heads (one per pair) after
-    them.
+    """Attention with absolute heads (a vector per position), then relative heads (a vector per pair).
 
     Absolute head a with kernel P: S_ij = (Q_i + W_PQ P_i)·(K_j + W_PK P_j)/√d. Relative head r with kernel R:
     S_ij = (Q_i·K_j + (Q_i + u)·(W_R R_ij))/√d. Temporal vectors enter queries and keys only, never values.
 
-    O(B·h·T²) memory for the logits, O(B·T·H) for Sin, 24 bytes per pair for all Exp and Log heads together.
+    O(B·h·T²) memory for the logits, O(B·T·H) for Sin, 32 bytes per pair for all Exp heads
+    together and as many for all Log heads.
 
     Parameters
     ----------

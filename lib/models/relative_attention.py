@@ -116,8 +116,9 @@ class SinTerm:
 
 
 class GapGrid:
-    """Where each pair's gap lies between the nodes of a kernel: built once per batch, for all heads and
-    blocks.
+    """Where each pair's gap lies between the nodes of a kernel.
+
+    Built once per batch, for all heads and blocks; 8 + 6·4 bytes per pair in float32.
 
     Parameters
     ----------
@@ -215,8 +216,9 @@ def pairwise_gaps(timestamps: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _lagrange() -> Tensor:
     # Row o: coefficients, by rising power of t in [0, 1), of the polynomial that is 1 at node o, 0 at others.
-    nodes = torch.arange(ORDER, dtype=torch.float64) - (ORDER // 2 - 1)
-    return torch.linalg.inv(torch.linalg.vander(nodes)).T.contiguous()
+    with torch.inference_mode(False):  # what is kept has to serve a later training
+        nodes = torch.arange(ORDER, dtype=torch.float64) - (ORDER // 2 - 1)
+        return torch.linalg.inv(torch.linalg.vander(nodes)).T.contiguous()
 
 
 @lru_cache(maxsize=32)
@@ -227,6 +229,7 @@ def _nodes(
     step, end = GRIDS[letter]
     below = ORDER // 2 - 1  # nodes at y < 0, where the kernels are continued analytically: no absolute value
     count = math.ceil((end + math.log(frequency)) / step) + ORDER
-    gaps = torch.expm1((torch.arange(count, dtype=torch.float64) - below) * step)
-    scaled = gaps * decay_rates(hidden_size, frequency, dtype=torch.float64)[:, None]
-    return (torch.exp(-scaled) if letter == "e" else torch.log1p(scaled)).to(device, dtype)
+    with torch.inference_mode(False):  # what is kept has to serve a later training
+        gaps = torch.expm1((torch.arange(count, dtype=torch.float64) - below) * step)
+        scaled = gaps * decay_rates(hidden_size, frequency, dtype=torch.float64)[:, None]
+        return (torch.exp(-scaled) if letter == "e" else torch.log1p(scaled)).to(device, dtype)

@@ -35,12 +35,13 @@ from lib.models.checkpoints import (
 )
 from lib.models.dropout import Dropout
 from lib.models.layers import (
+    check_beside,
     check_heads,
     check_range,
     check_sizes,
     check_tokens,
-    cloze_rows,
     initialise,
+    labelled_rows,
     take_rows,
 )
 
@@ -142,8 +143,7 @@ class SASRec(nn.Module):
         return self.dropout(self.items(tokens) + self.positions.weight[-tokens.shape[1] :]), None
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Binary cross-entropy of the next item (``labels``) against one negative (``negatives``) per
-        position.
+        """Binary cross-entropy of the next item (``labels``) against one of the ``negatives`` per position.
 
         −log σ(s⁺) − log(1 − σ(s⁻)), mean over positions with ``labels`` > 0. The authors add 1e−24 inside the
         logarithms; the softplus form used here needs no such guard and differs for scores beyond ±50 only.
@@ -151,19 +151,29 @@ class SASRec(nn.Module):
         Raises
         ------
         ValueError
-            As :meth:`forward`; if no position has a label.
+            As :meth:`forward`; for labels or negatives of another shape or outside 0…V; if no position has a
+            label.
         """
-        rows = cloze_rows(batch["labels"])
+        rows = labelled_rows(batch, self.num_items)
+        check_beside(batch, "negatives")
+        check_range("negatives", batch["negatives"], self.num_items + 1)
         hidden = take_rows(self(batch), rows)
         pairs = torch.stack([batch["labels"], batch["negatives"]], dim=-1).flatten(0, 1)[rows]
         positive, negative = torch.einsum("nh,nch->cn", hidden, self.items(pairs))
         return (F.softplus(-positive) + F.softplus(negative)).mean()
 
     def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
-        """⟨last hidden, E[item]⟩: (B, C) for ``candidates`` (B, C), else (B, V), column v−1 = item v."""
+        """⟨last hidden, E[item]⟩: (B, C) for ``candidates`` (B, C), else (B, V), column v−1 = item v.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`forward`; for candidates outside 0…V.
+        """
         hidden = self(batch)[:, -1]
         if candidates is None:
             return hidden @ self.items.weight[1 : self.num_items + 1].T
+        check_range("candidates", candidates, self.num_items + 1)
         return torch.einsum("bh,bch->bc", hidden, self.items(candidates))
 
     @classmethod
@@ -307,20 +317,17 @@ class TiSASRec(SASRec):
 
     def __init__(self, num_items: int, *, max_interval: int = 2048, **config) -> None:
         check_sizes(max_interval=max_interval)
-        self._rows = max_interval + 1
+        self.max_interval = max_interval  # before the tables, which the parent makes, need it
         super().__init__(num_items, **config)
-        self.max_interval = max_interval
 
     def _add_tables(self) -> None:
-        for name, rows in (("position", self.max_length), ("interval", self._rows)):
+        for name, rows in (("position", self.max_length), ("interval", self.max_interval + 1)):
             for use in ("key", "value"):
                 self.add_module(f"{use}_{name}", nn.Embedding(rows, self.hidden_size))
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, TimeContext]:
         tokens = batch["tokens"]
-        if "timestamps" not in batch or batch["timestamps"].shape != tokens.shape:
-            came = tuple(batch["timestamps"].shape) if "timestamps" in batch else "nothing"
-            raise ValueError(f"timestamps must have the shape of tokens, {tuple(tokens.shape)}, got {came}")
+        check_beside(batch, "timestamps")
         x = self.dropout(self.items(tokens))
         stamps = batch["timestamps"]
         intervals = (stamps[:, :, None] - stamps[:, None, :]).abs_().clamp_(max=self.max_interval)

@@ -1,58 +1,24 @@
-"""Oracles of MEANTIME: the authors' numbers, algebra, and twins broken on purpose that must fail them."""
+"""Oracles of MEANTIME: algebra, training, sizes, errors."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
-from lib.models import mixed_attention, relative_attention
-from lib.models.attention import attend, padding_bias
+from lib.data.interactions import InteractionLog
+from lib.data.sequences import evaluation_batches
+from lib.models import attention, relative_attention
+from lib.models.attention import padding_bias
 from lib.models.meantime import Meantime, kernel_letters
-from lib.models.temporal_kernels import (
-    log_kernel,
-    sin_kernel,
-)
 
-TOKENS = torch.tensor([[0, 0, 3, 1, 7, 8]])
-BATCH = {
-    "tokens": TOKENS,
-    "timestamps": torch.tensor([[0, 0, 100, 160, 4000, 90000]]),
-    "days": torch.tensor([[0, 0, 0, 0, 1, 2]]),
-    "labels": torch.tensor([[0, 0, 3, 0, 0, 5]]),
-}
-CANDIDATES = torch.tensor([[2, 5, 7, 1]])
 TERMS = ["factored", "materialised"]
-
-# Made with the authors' code, commit a9ca2e7, in float64 with float64 kernels, dropout off.
-AUTHORS_SCORES = [
-    ("p-d", "s-l", 66, [-0.730816039, -0.489253823, -0.885803250, 0.895830096]),
-    ("p-d", "", 58, [-0.732708021, 0.085890179, 0.057979168, 0.062627626]),
-    ("c", "e", 53, [-1.250674360, 0.285659597, 0.152719905, 0.498351598]),
-    ("c", "s", 53, [-1.250677514, 0.285597130, 0.152622726, 0.498377410]),
-    ("c", "l", 53, [-1.251425167, 0.284087289, 0.149813652, 0.499861762]),
-    ("p", "", 49, [-0.705804542, 0.617396753, 0.180851396, 0.772795992]),
-    ("d", "", 49, [-0.704688519, 0.617744667, 0.182145643, 0.771244454]),
-]
-
-
-def authors_state(absolute="p-d", relative="s-l"):
-    """A state dict under the authors' keys: element n of the t-th key by name is sin(0.37 n + 1.3 t)/2."""
-    model = Meantime(7, num_days=5, max_length=6, hidden_size=8, absolute=absolute, relative=relative)
-    state = model.to_authors()
-    state.pop("head.token_embeddings.weight")
-    for t, key in enumerate(sorted(state)):
-        n = torch.arange(state[key].numel(), dtype=torch.float64)
-        state[key] = (0.5 * torch.sin(0.37 * n + 1.3 * t)).reshape(state[key].shape)
-    return state
-
-
-def authors_model(absolute="p-d", relative="s-l", relative_term="factored") -> Meantime:
-    state = authors_state(absolute, relative)
-    return Meantime.from_authors(state, absolute=absolute, relative=relative, relative_term=relative_term)
 
 
 def small(absolute="p-d", relative="s-l", **options) -> Meantime:
@@ -73,62 +39,6 @@ def random_batch(length=9, batch_size=3, *, padded=3):
     return {"tokens": tokens, "timestamps": timestamps, "days": days, "labels": labels}
 
 
-# --- the authors' numbers ---
-
-
-@pytest.mark.parametrize("term", TERMS)
-@pytest.mark.parametrize(("absolute", "relative", "keys", "scores"), AUTHORS_SCORES)
-def test_scores_of_the_authors_program(absolute, relative, keys, scores, term):
-    model = authors_model(absolute, relative, term)
-    assert len(authors_state(absolute, relative)) == keys
-    expected = torch.tensor([scores], dtype=torch.float64)
-    assert_close(model.scores(BATCH, CANDIDATES), expected, rtol=0, atol=2e-9)  # nine digits were printed
-    assert_close(model.float().scores(BATCH, CANDIDATES), expected.float(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("term", TERMS)
-def test_hidden_state_and_loss_of_the_authors_program(term):
-    model = authors_model(relative_term=term)
-    last = [0.5110933, 1.9690411, -3.2040325, 1.0731611, -2.3663615, 3.3703899, -0.5454052, 2.8445103]
-    assert_close(model(BATCH)[0, -1], torch.tensor(last, dtype=torch.float64), rtol=0, atol=1e-7)
-    assert model.loss(BATCH).item() == pytest.approx(2.139359879, abs=1e-8)
-
-
-def _interleaved(gaps, hidden_size=64, frequency=10_000.0, time_unit=1.0):
-    halves = sin_kernel(gaps, hidden_size, frequency, time_unit)
-    return halves.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-
-
-def _unsigned(gaps, *shape):
-    return sin_kernel(gaps.abs(), *shape)
-
-
-@pytest.mark.parametrize("twin", [_interleaved, _unsigned])
-def test_a_twin_with_another_sin_kernel_fails_parity(twin, monkeypatch):
-    kernels = {"s": twin, "l": log_kernel}
-    monkeypatch.setattr(relative_attention, "relative_kernel", kernels.get)
-    expected = torch.tensor([AUTHORS_SCORES[0][3]], dtype=torch.float64)
-    scores = authors_model(relative_term="materialised").scores(BATCH, CANDIDATES)
-    assert (scores - expected).abs().max() > 5e-6
-
-
-def test_a_twin_with_kernels_on_values_fails_parity(monkeypatch):
-    def attend_with_positions_in_values(query, key, value, *rest):
-        return attend(query, key, value + key, *rest)
-
-    monkeypatch.setattr(mixed_attention, "attend", attend_with_positions_in_values)
-    expected = torch.tensor([AUTHORS_SCORES[0][3]], dtype=torch.float64)
-    assert (authors_model().scores(BATCH, CANDIDATES) - expected).abs().max() > 1e-3
-
-
-def test_a_twin_without_the_query_bias_fails_parity():
-    model = authors_model()
-    for block in model.blocks:
-        torch.nn.init.zeros_(block.attention.relative_query)
-    expected = torch.tensor([AUTHORS_SCORES[0][3]], dtype=torch.float64)
-    assert (model.scores(BATCH, CANDIDATES) - expected).abs().max() > 1e-5
-
-
 # --- invariances and reductions ---
 
 
@@ -139,13 +49,42 @@ def test_a_shift_of_all_stamps_changes_nothing(term):
     assert_close(model(batch), model(shifted), rtol=1e-6, atol=1e-6)
 
 
-def test_time_unit_equals_stamps_in_that_unit():
+@pytest.mark.parametrize("term", TERMS)
+def test_time_unit_equals_stamps_in_that_unit(term):
     batch = random_batch()
     batch["timestamps"] = batch["timestamps"] // 3600 * 3600
     hours = {**batch, "timestamps": batch["timestamps"] // 3600}
-    assert_close(
-        small("c", "s-e-l", time_unit=3600.0)(batch), small("c", "s-e-l")(hours), rtol=1e-6, atol=1e-6
+    by_seconds = small("c", "s-e-l", time_unit=3600.0, relative_term=term)(batch)
+    by_hours = small("c", "s-e-l", relative_term=term)(hours)
+    assert_close(by_seconds, by_hours, rtol=1e-6, atol=1e-6)
+    assert (small("c", "s-e-l", relative_term=term)(batch) - by_hours).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("options", [{}, {"time_unit": 3600.0}, {"normalization": "post"}])
+def test_both_relative_terms_give_the_same_states(options, dtype, tolerance):
+    """Whatever the unit and the block, on a short window that is not contiguous in memory."""
+    window = {key: value.T.contiguous().T[:, 2:] for key, value in random_batch().items()}
+    assert not any(value.is_contiguous() for value in window.values())
+    exact = small("p-d", "s-e-l-l", relative_term="materialised", **options)(window)
+    fast = small("p-d", "s-e-l-l", relative_term="factored", **options).to(dtype)(window)
+    assert_close(fast.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_whole_days_later_changes_nothing():
+    """A log moved by whole days has the same day indices, and a model scores it the same."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": np.repeat([1, 2, 3], 7), "item": np.tile(np.arange(7), 3), "rating": 5.0})
+    frame["timestamp"] = random.integers(10 * 86_400, 40 * 86_400, len(frame))
+    model = small("p-d", "s-l")
+    before, later, odd = (
+        InteractionLog.from_frame(frame.assign(timestamp=frame["timestamp"] + shift), min_item_count=1)
+        for shift in (0, 365 * 86_400, 365 * 86_400 + 43_200)
     )
+    assert before.day.tolist() == later.day.tolist() != odd.day.tolist()
+    scores = [model.scores(next(evaluation_batches(log, max_length=9))) for log in (before, later, odd)]
+    assert_close(scores[0], scores[1], rtol=1e-6, atol=1e-6)
+    assert (scores[0] - scores[2]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kernels", [("d-c", "s"), ("c", "e-l"), ("", "s-e-l"), ("d", "")])
@@ -192,34 +131,65 @@ def test_attention_is_bidirectional():
     assert (model(batch)[:, 4] - model(later)[:, 4]).abs().max() > 1e-3
 
 
-def test_without_temporal_weights_it_is_plain_attention():
-    model, batch = small(num_blocks=1), random_batch()
-    attention = model.blocks[0].attention
-    for layer in [*attention.absolute, *attention.relative]:
-        torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.zeros_(attention.relative_query)
-    x, absolute, relative, bias = model._inputs(batch)
-    heads = (part.unflatten(-1, (4, 3)).transpose(1, 2) for part in attention.content(x).chunk(3, dim=-1))
-    real = (batch["tokens"] > 0)[:, None, None, :]
-    expected = F.scaled_dot_product_attention(*heads, attn_mask=real).transpose(1, 2).flatten(2)
-    assert_close(attention(x, absolute, relative, bias), attention.output(expected))
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_without_temporal_weights_it_is_a_transformer(normalization):
+    model, batch = small(num_blocks=1, normalization=normalization), random_batch()
+    block, mixed = model.blocks[0], model.blocks[0].attention
+    for layer in [*mixed.absolute, *mixed.relative]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(mixed.relative_query)
+    nn.init.normal_(block.attention_norm.weight)
+    nn.init.normal_(block.feed_forward_norm.bias)
+    options = {"batch_first": True, "norm_first": normalization == "pre", "dtype": torch.float64}
+    plain = nn.TransformerEncoderLayer(
+        12, 4, 48, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), **options
+    )
+    ours = {
+        "self_attn.in_proj_": mixed.content,
+        "self_attn.out_proj.": mixed.output,
+        "linear1.": block.feed_forward.expand,
+        "linear2.": block.feed_forward.contract,
+        "norm1.": block.attention_norm,
+        "norm2.": block.feed_forward_norm,
+    }
+    plain.load_state_dict(
+        {theirs + k: v for theirs, layer in ours.items() for k, v in layer.state_dict().items()}
+    )
+    expected = plain(model.items(batch["tokens"]), src_key_padding_mask=batch["tokens"] == 0)
+    assert_close(model(batch), expected)
 
 
 @pytest.mark.parametrize("kernels", [("p-d", "s-l"), ("p", "")])
-def test_a_window_without_real_keys_attends_uniformly(kernels):
-    model, batch = small(*kernels), random_batch()
-    empty = {key: torch.zeros_like(value) for key, value in batch.items()}
-    for weights in model.attention_weights(empty):
+@pytest.mark.parametrize("training", [False, True])
+def test_a_window_without_real_keys_attends_uniformly(kernels, training):
+    model, batch = small(*kernels).train(training), random_batch(padded=9)
+    alone = {key: torch.zeros_like(value) for key, value in batch.items()}
+    for weights in model.attention_weights(alone):
         assert_close(weights, torch.full_like(weights, 1 / 9))
-    assert model(empty).isfinite().all()
+    others = {key: value[1:] for key, value in batch.items()}
+    assert model(batch).isfinite().all()
+    assert_close(model(batch)[1:], model(others), rtol=1e-9, atol=1e-9)
+    assert_close(model.loss(batch), model.loss(others))
 
 
-def test_a_twin_that_masks_with_infinity_fails_on_an_empty_window():
-    scores = torch.zeros(1, 4).masked_fill(torch.ones(1, 4, dtype=torch.bool), -math.inf)
-    assert torch.softmax(scores, dim=-1).isnan().all()
-    kept = torch.zeros(1, 4) + padding_bias(torch.zeros(1, 4, dtype=torch.int64), torch.float32)[0, 0]
-    assert_close(torch.softmax(kept, dim=-1), torch.full((1, 4), 0.25))
+def test_a_twin_that_masks_with_infinity_fails_on_an_empty_window(monkeypatch):
+    batch = random_batch(padded=9)
+    expected = small("p-d", "s-l")(batch)
+    monkeypatch.setattr(attention, "blocked_logit", lambda dtype: -math.inf)
+    twin = small("p-d", "s-l")(batch)
+    assert twin[0].isnan().all()
+    assert_close(twin[1:], expected[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_blocked_key_counts_for_nothing_and_stays_finite(dtype):
+    logits = torch.tensor([[9.0, -3.0, 4.0]], dtype=dtype)
+    for tokens, expected in (([0, 5, 0], [0, 1, 0]), ([0, 0, 0], [1 / 3] * 3)):
+        weights = torch.softmax(logits + padding_bias(torch.tensor([tokens]), dtype)[0, 0], dim=-1)
+        if any(tokens) or dtype != torch.float16:  # float16 resolves a logit beside its lowest number
+            assert_close(weights, torch.tensor([expected], dtype=dtype))
+        assert weights.isfinite().all()
 
 
 def test_attention_weights_are_those_of_the_forward_pass():
@@ -282,6 +252,23 @@ def test_it_trains_under_bfloat16_autocast():
         loss = model.loss(batch)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_what_inference_mode_keeps_serves_a_training():
+    relative_attention._nodes.cache_clear()
+    relative_attention._lagrange.cache_clear()
+    model = small("c", "e-l")
+    with torch.inference_mode():
+        model(random_batch())
+    model.train().loss(random_batch()).backward()
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    model = small(dropout=0.2).train()
+    weight = model.blocks[0].attention.content.weight
+    (gradient,) = torch.autograd.grad(model.loss(random_batch()), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_it_learns_what_only_time_tells():
@@ -366,74 +353,6 @@ def test_initialisation_draws_the_padding_row_too():
             assert not parameter.any(), name
 
 
-# --- checkpoints ---
-
-
-@pytest.mark.parametrize(
-    ("kernels", "options"),
-    [
-        (("p-d", "s-l"), {}),
-        (("c", "l"), {}),
-        (("p", ""), {"head_layer_norm": False}),
-        (("d-d", "e"), {"head": "linear", "hidden_size": 12}),
-        (("", "s"), {"head": "linear", "head_layer_norm": False, "num_blocks": 1}),
-    ],
-)
-def test_layouts_make_the_round_trip(kernels, options):
-    model = small(*kernels, **options)
-    state = model.to_authors()
-    loaded = Meantime.from_authors(
-        state, absolute=kernels[0], relative=kernels[1], max_length=9, relative_term="factored"
-    )
-    assert_close(loaded(random_batch()), small(*kernels, **options)(random_batch()))
-    assert loaded.to_authors().keys() == state.keys()
-    biases = [v for k, v in state.items() if k.endswith("rel_position_bias")]
-    heads = sum(len(k.split("-")) if k else 0 for k in kernels)
-    relative = len(kernels[1].split("-")) if kernels[1] else 0
-    assert {tuple(b.shape) for b in biases} == {(1, relative, 1, model.hidden_size // heads)}
-
-
-def test_layout_of_the_linear_head():
-    keys = small(head="linear").to_authors().keys()
-    assert {"head.out.3.weight", "head.out.2.weight"} <= keys
-    assert not {"head.bias", "head.token_embeddings.weight"} & keys
-    keys = small(head="linear", head_layer_norm=False).to_authors().keys()
-    assert "head.out.2.weight" in keys and "head.out.3.weight" not in keys
-    assert "head.out.2.weight" not in small(head_layer_norm=False).to_authors()
-
-
-@pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", None])
-@pytest.mark.parametrize("prefix", ["", "model."])
-def test_checkpoint_files_as_the_authors_write_them(tmp_path, wrapper, prefix):
-    state = {prefix + key: value for key, value in small().to_authors().items()}
-    checkpoint = {wrapper: state, "epoch": 3, "steps": (3, 768)} if wrapper else state
-    torch.save(checkpoint, tmp_path / "best_model.pth")
-    model = Meantime.from_authors(tmp_path / "best_model.pth")
-    assert not model.training and model.num_days == 40 and model.relative_term == "materialised"
-    assert_close(model(random_batch()), small(relative_term="materialised")(random_batch()))
-
-
-def test_other_checkpoints_are_refused_by_name(tmp_path):
-    state = small().to_authors()
-    without = {k: v for k, v in state.items() if not k.endswith("0.feed_forward.w_2.bias")}
-    with pytest.raises(ValueError, match=r"missing body\.transformer_blocks\.0\.feed_forward\.w_2\.bias"):
-        Meantime.from_authors(without)
-    with pytest.raises(ValueError, match=r"unexpected extra\.weight"):
-        Meantime.from_authors({**state, "extra.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="no MEANTIME checkpoint.*missing token_embedding"):
-        Meantime.from_authors({"item_emb.weight": torch.zeros(3, 4)})
-    with pytest.raises(ValueError, match="2 absolute and 2 relative heads"):
-        Meantime.from_authors(state, absolute="p", relative="s-l")
-    with pytest.raises(ValueError, match="must be"):
-        Meantime.from_authors({**state, "head.out.0.bias": torch.zeros(5, dtype=torch.float64)})
-    with pytest.raises(ValueError, match="must equal token_embedding"):
-        Meantime.from_authors({**state, "head.token_embeddings.weight": torch.zeros(22, 12)})
-    with pytest.raises(FileNotFoundError):
-        Meantime.from_authors(tmp_path / "nothing.pth")
-    with pytest.raises(ValueError, match="no state dict"):
-        Meantime.from_authors({"model_state_dict": {"epoch": 3}})
-
-
 # --- errors at the door ---
 
 
@@ -465,17 +384,32 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": torch.ones(3, 10, dtype=torch.int64)}, r"T in 1\.\.9, got \(3, 10\)"),
+        (
+            dict.fromkeys(("tokens", "labels"), torch.ones(3, 10, dtype=torch.int64)),
+            r"T in 1\.\.9, got \(3, 10\)",
+        ),
         ({"tokens": torch.full((3, 9), 22)}, r"tokens must be in 0\.\.21, got 22"),
         ({"days": torch.full((3, 9), 40)}, r"days must be in 0\.\.39, got 40"),
         ({"days": torch.full((3, 9), -1)}, r"days must be in 0\.\.39, got -1"),
         ({"timestamps": torch.zeros(3, 8)}, r"timestamps must have the shape of tokens, \(3, 9\)"),
+        ({"timestamps": torch.zeros(3, 9)}, r"timestamps must be integers, got torch\.float32"),
         ({"labels": torch.zeros(3, 9, dtype=torch.int64)}, "select no position"),
+        ({"labels": torch.ones(3, 8, dtype=torch.int64)}, r"labels must have the shape of tokens, \(3, 9\)"),
+        ({"labels": torch.full((3, 9), 21)}, r"labels must be in 0\.\.20, got 21"),
+        ({"labels": torch.full((3, 9), -100)}, r"labels must be in 0\.\.20, got -100"),
     ],
 )
 def test_wrong_batches_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         small().loss({**random_batch(), **change})
+
+
+def test_an_empty_batch_and_unknown_candidates_are_refused():
+    batch = random_batch()
+    with pytest.raises(ValueError, match=r"B ≥ 1 and T in 1\.\.9, got \(0, 9\)"):
+        small()({key: value[:0] for key, value in batch.items()})
+    with pytest.raises(ValueError, match=r"candidates must be in 0\.\.20, got 21"):
+        small().scores(batch, torch.full((3, 2), 21))
 
 
 def test_missing_timestamps_are_named_and_not_needed_without_relative_kernels():

@@ -316,6 +316,20 @@ def test_gradients_agree_with_finite_differences():
             assert_close((parameter.grad * direction).sum(), slope, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", [BERT4Rec, SASRec, TiSASRec])
+def test_half_precision_stays_close_to_single(cls, dtype):
+    """Rows without a real key included: float16 has no room for float32's mask."""
+    model = random_model(cls, 20, max_length=9, hidden_size=8).float()
+    batch = random_next_batch()
+    batch["tokens"][1] = 0
+    real = batch["tokens"] > 0
+    with torch.autocast("cpu", dtype):
+        half = model(batch)
+    assert half.isfinite().all()
+    assert_close(half[real].float(), model(batch)[real], rtol=0, atol=0.1)
+
+
 # --- checkpoints ---
 
 
@@ -370,6 +384,14 @@ def test_bert_with_a_linear_head_makes_the_round_trip():
         (lambda: BERT4Rec(6, **SMALL)(CLOZE), r"tokens must be in 0\.\.7, got 8"),
         (lambda: TiSASRec(7, **SMALL)({"tokens": NEXT["tokens"]}), "timestamps must have the shape"),
         (lambda: SASRec(7, **SMALL).loss({**NEXT, "labels": 0 * NEXT["labels"]}), "select no position"),
+        (
+            lambda: SASRec(7, **SMALL).loss(NEXT | {"labels": CLOZE["tokens"]}),
+            r"labels must be in 0\.\.7, got 8",
+        ),
+        (lambda: SASRec(7, **SMALL).loss(NEXT | {"negatives": 8 + NEXT["labels"]}), "negatives must be in"),
+        (lambda: SASRec(7, **SMALL).scores(NEXT, CANDIDATES + 1), r"candidates must be in 0\.\.7, got 8"),
+        (lambda: MARank(7, 3).scores(CONTEXT, CANDIDATES + 1), r"candidates must be in 0\.\.7, got 8"),
+        (lambda: MARank(7, 3)({key: value[:0] for key, value in CONTEXT.items()}), "B ≥ 1"),
         (lambda: MARank(7, 1)(CONTEXT), r"users must be in 0\.\.1, got 2"),
         (lambda: MARank(7, 3, context_length=5)(CONTEXT), r"tokens must be \(B, 5\)"),
     ],
