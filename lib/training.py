@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pandas as pd
 import torch
@@ -100,7 +101,8 @@ def fit(
         Stop when ``monitor`` has not improved for this many *steps* (not epochs: on small data an epoch is a
         handful of steps, and masked-item models stay at chance for hundreds).
     checkpoint
-        File to continue from when it exists, rewritten every ``checkpoint_seconds`` and at the end.
+        File to continue from when it exists. Rewritten at the end, and at evaluations that are at least
+        ``checkpoint_seconds`` apart.
     fabric
         Lightning Fabric for other devices, precisions or several processes. Each process takes its share of
         the rows of every batch; gradients are averaged over processes, so a loss that is a mean over selected
@@ -121,7 +123,7 @@ def fit(
     """
     _check(steps, evaluate, evaluate_every, monitor, patience)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
 
@@ -130,9 +132,11 @@ def fit(
         history, best = _restore(checkpoint, model, optimizer, name, fabric.device)
         start = history.steps
         logger.info("%s: continues at step %d of %d", name, start, steps)
-    best_value = (
-        max((row[monitor] for row in history.evaluations), default=-math.inf) if monitor else -math.inf
-    )
+    if start > steps:
+        raise ValueError(f"{checkpoint} is {start} steps into {name!r}, {steps} were asked for: remove it")
+    best_value = -math.inf
+    if monitor and history.best_step:
+        best_value = next(row[monitor] for row in history.evaluations if row["step"] == history.best_step)
     stopped = _exhausted(history, patience)
 
     began, saved, total, counted = time.monotonic(), time.monotonic(), 0.0, 0
@@ -171,6 +175,8 @@ def fit(
                 history.evaluations.append(
                     {"step": history.steps} | {k: v for k, v in shown.items() if k != "loss"}
                 )
+            if monitor and monitor not in shown:
+                raise ValueError(f"evaluate must return monitor={monitor!r}, got {', '.join(shown)}")
             if monitor and shown[monitor] > best_value:
                 best_value, history.best_step = shown[monitor], history.steps
                 best = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -243,8 +249,8 @@ def _restore(path: Path, model, optimizer, name: str, device) -> tuple[History, 
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([value.cpu() for value in state["random_cuda"]])
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is no checkpoint of {name!r} ({reason}): remove it to train anew"
         ) from error

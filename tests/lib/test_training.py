@@ -182,6 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     ("options", "message"),
     [
         ({"steps": 0}, "at least 1"),
+        ({"monitor": "metric", "evaluate": lambda model: {"m": 0}}, "monitor='metric', got loss, m"),
         ({"monitor": "metric"}, "needs an evaluate function"),
         ({"patience": 100}, "needs a monitor"),
         ({"patience": 5, "monitor": "m", "evaluate": lambda model: {"m": 0}}, "evaluate_every=20"),
@@ -197,9 +198,29 @@ def test_foreign_and_broken_checkpoints_are_refused(tmp_path):
     trained(checkpoint=file, name="one")
     with pytest.raises(ValueError, match="no checkpoint of 'two'.*belongs to 'one'.*remove it"):
         trained(checkpoint=file, name="two")
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="no checkpoint of 'one'.*remove it"):
-        trained(checkpoint=file, name="one")
+    for content in (file.read_bytes()[:1000], b"not an archive", b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="no checkpoint of 'one'.*remove it"):
+            trained(checkpoint=file, name="one")
+
+
+def test_a_checkpoint_of_a_longer_training_is_refused(tmp_path):
+    file = tmp_path / "line.pt"
+    trained(checkpoint=file)
+    with pytest.raises(ValueError, match=r"is 60 steps into 'model', 40 were asked for: remove it"):
+        trained(checkpoint=file, steps=40)
+
+
+def test_a_resumed_training_remembers_its_best_value(tmp_path):
+    """Even if a later evaluation was not a number."""
+    file = tmp_path / "line.pt"
+    values = iter([0.5, float("nan"), 0.4, 0.6])
+    options = {"monitor": "m", "evaluate": lambda model: {"m": next(values)}, "checkpoint": file}
+    trained(steps=40, **options)
+    _, history = trained(steps=60, **options)
+    assert history.best_step == 20
+    _, history = trained(steps=80, **options)
+    assert history.best_step == 80
 
 
 def test_shards_partition_the_batch():
