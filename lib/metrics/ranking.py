@@ -5,8 +5,8 @@ can be settled honestly: each metric is its exact expectation over a uniformly r
 candidates. Sorting instead lets the sort's implementation decide, and a model with constant scores can seem
 perfect or useless.
 
-For parity with MEANTIME's authors (their code, commit a9ca2e7) there is `tie_break="raw"`, the position in an
-unstable `argsort`, and `batch_mean`, their unweighted mean of batch means.
+For parity with MEANTIME's authors (their code, commit a9ca2e7) there is ``tie_break="raw"``, the position in
+an unstable ``argsort``, and :func:`batch_mean`, their unweighted mean of batch means.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ def target_rank(
 
     Parameters
     ----------
-    scores : (B, C), higher is better; infinite values are allowed, NaN is not.
-    target : column of the relevant candidate, one for all rows or (B,).
-    exclude : (B, C) bool, candidates to leave out, such as a user's history in a full ranking.
-    tie_break : "expected" counts ties; "raw" takes the target's position in `argsort(-scores)`, which is not
-        stable, and reports no ties (the authors' way, whatever the sort makes of it).
+    scores
+        (B, C), higher is better; infinite values are allowed, NaN is not.
+    target
+        Column of the relevant candidate, one for all rows or (B,).
+    exclude
+        (B, C) bool, candidates to leave out, such as a user's history in a full ranking.
+    tie_break
+        ``"expected"`` counts ties; ``"raw"`` takes the target's position in ``argsort(-scores)``, which is
+        not stable, and reports no ties (the authors' way, whatever the sort makes of it).
 
     Returns
     -------
-    better : (B,) int64, candidates that score above the target.
-    ties : (B,) int64, other candidates with exactly the target's score.
+    better
+        (B,) int64, candidates that score above the target.
+    ties
+        (B,) int64, other candidates with exactly the target's score.
 
     Raises
     ------
     ValueError
-        For wrong shapes, NaN, a target column out of range, an excluded target.
+        For wrong shapes, NaN, a target column out of range, an excluded target, an unknown ``tie_break``.
     """
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores must be a non-empty (B, C), got shape {tuple(scores.shape)}")
@@ -75,18 +81,36 @@ def target_rank(
 
 
 def recall_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
-    """Recall@k of each row, (B,) float64: the probability that the target is among the first k.
+    """Recall@k of each row: the probability that the target is among the first k.
 
     With one relevant item this is the hit rate. 1 if better + ties < k, 0 if better >= k, else the share of
     the tied places that lie within the first k.
+
+    Parameters
+    ----------
+    k
+        At least 1.
+    better, ties
+        (B,), from :func:`target_rank`.
+
+    Returns
+    -------
+    (B,) float64 in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For k below 1, or ``better`` and ``ties`` of different shapes.
     """
     _check(k, better, ties)
     return (k - better).clamp(min=0).minimum(ties + 1).double() / (ties + 1)
 
 
 def ndcg_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
-    """NDCG@k of each row, (B,) float64: the expectation of [rank <= k] / log2(rank + 1); the ideal DCG is
-    1."""
+    """NDCG@k of each row: the expectation of [rank <= k] / log2(rank + 1); the ideal DCG is 1.
+
+    Parameters, result and errors as :func:`recall_at`.
+    """
     _check(k, better, ties)
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=better.device)
     gains = torch.cat(
@@ -96,13 +120,19 @@ def ndcg_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
 
 
 def metrics_at(ks: Sequence[int], better: Tensor, ties: Tensor) -> dict[str, Tensor]:
-    """Recall and NDCG at each k, as {"Recall@5": (B,), "NDCG@5": (B,), ...}."""
+    """Recall and NDCG at each k, as ``{"Recall@5": (B,), "NDCG@5": (B,), ...}``; see :func:`recall_at`."""
     metrics = {"Recall": recall_at, "NDCG": ndcg_at}
     return {f"{name}@{k}": metric(k, better, ties) for k in ks for name, metric in metrics.items()}
 
 
 def chance_level(k: int, num_candidates: int) -> tuple[float, float]:
-    """Recall@k and NDCG@k of a model that knows nothing, among `num_candidates` including the target."""
+    """Recall@k and NDCG@k of a model that knows nothing, among ``num_candidates`` including the target.
+
+    Raises
+    ------
+    ValueError
+        If k or ``num_candidates`` is below 1.
+    """
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
     better, ties = torch.tensor([0]), torch.tensor([num_candidates - 1])
@@ -113,7 +143,19 @@ def batch_mean(values: Tensor, batch_size: int) -> float:
     """Unweighted mean of batch means, as MEANTIME's authors average over users.
 
     A short last batch weighs as much as a full one, so its users weigh more: with 6040 users in batches of
-    256, 1.68 times as much. The honest average is `mean_and_error`.
+    256, 1.68 times as much. The honest average is :func:`mean_and_error`.
+
+    Parameters
+    ----------
+    values
+        (U,), one metric of every user, in the order of evaluation.
+    batch_size
+        Users per batch, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no user, or ``batch_size`` is below 1.
     """
     if values.ndim != 1 or len(values) == 0 or batch_size < 1:
         raise ValueError(f"expected (U,) values and a batch size, got {tuple(values.shape)} and {batch_size}")
@@ -124,6 +166,11 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean over users and its standard error (sample standard deviation / sqrt(U)).
 
     The error is over users, for one trained model; differences between seeds come on top.
+
+    Raises
+    ------
+    ValueError
+        If ``values`` is not (U,) with at least 2 users.
     """
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"expected (U,) values of at least 2 users, got {tuple(values.shape)}")
