@@ -1,6 +1,5 @@
 """`lib.run` through its real command line, in a project with one tiny chapter."""
 
-import errno
 import functools
 import http.server
 import json
@@ -15,7 +14,7 @@ import nbformat
 import pytest
 from filelock import FileLock
 
-from lib import claims, run
+from lib import claims
 from lib.evidence import Evidence
 from lib.execution import Watch
 from lib.parameters import SCALES
@@ -355,14 +354,14 @@ def test_interrupted_it_ends_its_kernel_and_keeps_checkpoints(project, number):
     assert (folder / "checkpoints" / "0").exists() and not (folder / "evidence.json").exists()
 
 
-def test_a_folder_with_another_run_is_not_touched(project):
-    assert project.run("lib.run", "tiny", "--out", "mine").returncode == 0
+def test_a_folder_with_another_run_is_not_touched(project, request_run):
+    assert request_run("tiny", "--out", "mine").returncode == 0
     before = (project.root / "mine" / "evidence.json").read_bytes()
-    other = project.run("lib.run", "tiny", "-p", "value", "5", "--out", "mine")
+    other = request_run("tiny", "-p", "value", "5", "--out", "mine")
     assert other.returncode == 2
     assert "holds another run: tiny at book" in other.stderr and "choose another --out" in other.stderr
     assert (project.root / "mine" / "evidence.json").read_bytes() == before
-    assert "already complete" in project.run("lib.run", "tiny", "--out", "mine").stdout
+    assert "already complete" in request_run("tiny", "--out", "mine").stdout
 
 
 def test_a_folder_that_was_taken_meanwhile_is_not_touched(project):
@@ -390,21 +389,26 @@ def test_two_processes_make_one_run(project):
     assert "waiting for the process" in second.stdout and "already complete" in second.stdout
 
 
+FULL = """
+import errno, os, sys
+import lib.evidence, lib.run
+import papermill.iorw
 def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+{where} = full
+sys.exit(lib.run.main(["tiny"]))
+"""
 
 
 @pytest.mark.parametrize("where", ["papermill.iorw.LocalHandler.write", "lib.evidence.Evidence.save"])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(where, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(where, full)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test keeps its own handlers
-    code = run.main(["template", "--scale", "smoke", "--out", str(tmp_path / "run")])
-    err = capsys.readouterr().err
-    assert code == 1
-    assert len(err.splitlines()) == 1 and "No space left on device" in err
-    left = {path.name for path in (tmp_path / "run").iterdir()}
+def test_a_disk_that_is_full_at_the_first_or_the_last_write(project, where):
+    project.write("lib/full.py", FULL.format(where=where))
+    done = project.run("lib.full")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "No space left on device" in done.stderr
+    left = {path.name for path in only_run(project).iterdir()}
     assert not left & {"evidence.json", "notebook.partial.ipynb"}
-    assert not any(name.endswith((".new", ".tmp")) for name in left)
+    assert not any(name.endswith(".tmp") for name in left)
 
 
 def test_scales_are_the_ledgers():
