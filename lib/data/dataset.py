@@ -32,13 +32,20 @@ class DataSet:
 
     Attributes
     ----------
-    name : as people know it.
-    licence : what its terms allow, in a sentence.
-    citation : the publication to cite.
-    homepage : where its owners describe it.
-    sources : where its files come from, in the order that `read` expects them.
-    read : turns the paths of those files into a table.
-    synthetic : True for made-up data, which cannot confirm a claim about real users.
+    name : str
+        As people know it.
+    licence : str
+        What its terms allow, in a sentence.
+    citation : str
+        The publication to cite.
+    homepage : str
+        Where its owners describe it.
+    sources : tuple of Source
+        Where its files come from, in the order that `read` expects them.
+    read : callable
+        Turns the paths of those files into a table.
+    synthetic : bool
+        True for made-up data, which cannot confirm a claim about real users.
     """
 
     name: str

@@ -36,14 +36,19 @@ class Download:
 
     Attributes
     ----------
-    name : file name in the data folder.
-    addresses : where to get it, tried in order.
-    size : for people, such as "6 MB".
-    licence : its terms, in a sentence.
-    known_hash : "md5:..." or "sha256:...". None where the owners publish none: then the hash found at the
-        first use is written beside the file (`<name>.sha256`) and holds from then on. That first time is
-        taken on trust.
-    published_hash : address of the owners' own hash file, named when the check fails.
+    name : str
+        File name in the data folder.
+    addresses : tuple of str
+        Where to get it, tried in order.
+    size : str
+        For people, such as "6 MB".
+    licence : str
+        Its terms, in a sentence.
+    known_hash : str or None
+        "md5:..." or "sha256:...". None where the owners publish none: then the hash found at the first use is
+        written beside the file (`<name>.sha256`) and holds from then on. That first time is taken on trust.
+    published_hash : str
+        Address of the owners' own hash file, named when the check fails.
     """
 
     name: str
@@ -147,6 +152,13 @@ class ZipMember:
     Only this member is read, and it is written to a path made from `member`, so names and links inside a
     hostile archive never reach the disk. An unpacked file that no longer has the archive's checksum is
     unpacked again.
+
+    Attributes
+    ----------
+    archive : Download
+        The zip file.
+    member : str
+        Path of the file in it, relative and without "..".
     """
 
     archive: Download

@@ -31,15 +31,22 @@ class InteractionLog:
 
     Attributes
     ----------
-    user : (E,) users, numbered 1..U.
-    item : (E,) items, numbered 1..V; 0 is left free for padding.
-    timestamp : (E,) Unix seconds, UTC.
-    day : (E,) UTC day of the event, counted from 0 at the first day of the log.
-    offsets : (U+2,) events of user u are `offsets[u]:offsets[u+1]`; `offsets[0] == offsets[1] == 0`.
-    item_counts : (V+1,) events of each item in the whole log, held-out events included; `item_counts[0] ==
-        0`.
-    user_ids : (U,) original id of user u at `u-1`, in ascending order.
-    item_ids : (V,) original id of item v at `v-1`, in ascending order.
+    user : array (E,)
+        Users, numbered 1..U.
+    item : array (E,)
+        Items, numbered 1..V; 0 is left free for padding.
+    timestamp : array (E,)
+        Unix seconds, UTC.
+    day : array (E,)
+        UTC day of the event, counted from 0 at the first day of the log.
+    offsets : array (U+2,)
+        Events of user u are `offsets[u]:offsets[u+1]`; `offsets[0] == offsets[1] == 0`.
+    item_counts : array (V+1,)
+        Events of each item in the whole log, held-out events included; `item_counts[0] == 0`.
+    user_ids : array (U,)
+        Original id of user u at `u-1`, in ascending order.
+    item_ids : array (V,)
+        Original id of item v at `v-1`, in ascending order.
     """
 
     user: np.ndarray
@@ -64,11 +71,13 @@ class InteractionLog:
 
         Parameters
         ----------
-        frame : columns user, item (integers or strings), rating, timestamp (Unix seconds, not negative).
-        min_rating : keep ratings of at least this. 0 keeps all: every rating is an interaction.
-        min_item_count, min_user_count : drop items with fewer events, **then** users with fewer remaining
-            events. One pass, as the authors do, not an iterated 5-core: an item may end below its minimum
-            again.
+        frame : DataFrame
+            Columns user, item (integers or strings), rating, timestamp (Unix seconds, not negative).
+        min_rating : float
+            Keep ratings of at least this. 0 keeps all: every rating is an interaction.
+        min_item_count, min_user_count : int
+            Drop items with fewer events, **then** users with fewer remaining events. One pass, as the authors
+            do, not an iterated 5-core: an item may end below its minimum again.
 
         Raises
         ------

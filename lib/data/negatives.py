@@ -31,17 +31,22 @@ def sample_negatives(
 
     Parameters
     ----------
-    count : negatives per user.
-    distribution : "popular" draws with probability proportional to the item's events in the *whole* log
-        (training, validation and test), as the authors do; "uniform" draws all unseen items alike. Metrics
-        from popular negatives are much lower and are no consistent estimate of those of the full ranking
-        (Krichene & Rendle, KDD 2020).
-    seed : of the draw; 98765 is the authors' (another generator, so not their draws).
+    log : InteractionLog
+    count : int
+        Negatives per user, at least 1.
+    distribution : {"popular", "uniform"}
+        "popular" draws with probability proportional to the item's events in the *whole* log (training,
+        validation and test), as the authors do; "uniform" draws all unseen items alike. Metrics from popular
+        negatives are much lower and are no consistent estimate of those of the full ranking (Krichene &
+        Rendle, KDD 2020).
+    seed : int
+        Of the draw; 98765 is the authors' (another generator, so not their draws).
 
     Returns
     -------
-    (U, count) int64; row u-1 belongs to user u, columns in the order of drawing, so that the first m columns
-    are themselves a sample of m.
+    Tensor (U, count) of int64
+        Row u-1 belongs to user u, columns in the order of drawing, so that the first m columns are themselves
+        a sample of m.
 
     Raises
     ------
@@ -65,13 +70,17 @@ class TrainingNegatives:
 
     Parameters
     ----------
-    kind : "unseen" draws afresh and uniformly among the items outside the user's *training* events, as the
+    log : InteractionLog
+    kind : {"unseen", "pool"}
+        "unseen" draws afresh and uniformly among the items outside the user's *training* events, as the
         original SASRec program does (Kang & McAuley, ICDM 2018): the held-out items can be drawn, since
         training must not know them. "pool" is MEANTIME's authors' way: a fixed pool per user, drawn uniformly
         without replacement from the items that the user never touched, *held-out items excluded* (the leak
         above).
-    pool_size : items in each pool; the authors use 1000. Needs 4 bytes x U x pool_size.
-    pool_seed : of the pools; 12345 is the authors'.
+    pool_size : int
+        Items in each pool, at least 1; the authors use 1000. Needs 4 bytes x U x pool_size.
+    pool_seed : int
+        Of the pools; 12345 is the authors'.
 
     Raises
     ------
@@ -115,13 +124,17 @@ def history_mask(log: InteractionLog, users: torch.Tensor, *, split: str = "test
 
     Parameters
     ----------
-    users : (B,) users, 1..U.
-    split : "test" (the target is a user's last event) or "validation" (the last but one; the test item stays
-        in the ranking, since it is not known then).
+    log : InteractionLog
+    users : Tensor (B,) of int64
+        Users, 1..U.
+    split : {"test", "validation"}
+        "test": the target is a user's last event. "validation": the last but one; the test item stays in the
+        ranking, since it is not known then.
 
     Returns
     -------
-    (B, V) bool; column v-1 is item v. The target itself is never masked, even if taken before.
+    Tensor (B, V) of bool
+        Column v-1 is item v. The target itself is never masked, even if taken before.
     """
     held_out = held_out_events(split)
     numbers = users.cpu().numpy()

@@ -19,10 +19,14 @@ class PackageFile:
 
     Attributes
     ----------
-    package : top-level import name.
-    path : of the file inside the package, with forward slashes.
-    sha256 : of the file.
-    requirement : the exact version that carries it, as pip wants it; also in requirements-data.txt.
+    package : str
+        Top-level import name.
+    path : str
+        Of the file inside the package, with forward slashes.
+    sha256 : str
+        Of the file, in hexadecimal.
+    requirement : str
+        The exact version that carries it, as pip wants it; also in requirements-data.txt.
     """
 
     package: str

@@ -49,9 +49,19 @@ def window_ends(lengths: np.ndarray, *, max_length: int, stride: int) -> tuple[n
     A history of n events gives windows that end (exclusively) at n, n - stride, n - 2 stride, ... as long as
     that is at least `max_length`; a shorter one gives a single window.
 
+    Parameters
+    ----------
+    lengths : array (N,) of int
+        Events of each history.
+    max_length, stride : int
+        Events of a window, and between the ends of two; at least 1.
+
     Returns
     -------
-    (W,) row of `lengths` that each window belongs to, and (W,) its end.
+    rows : array (W,)
+        Row of `lengths` that each window belongs to.
+    ends : array (W,)
+        Its end.
     """
     if max_length < 1 or stride < 1:
         raise ValueError(f"expected max_length and stride of at least 1, got {max_length} and {stride}")
@@ -91,11 +101,18 @@ class ClozeTraining:
 
     Parameters
     ----------
-    max_length : T, positions per window. The authors use 200.
-    stride : steps between the ends of a user's windows. The authors use 100.
-    batch_size : B, windows per step. The authors use 256.
-    mask_probability : in (0, 1].
-    seed : of order and masks.
+    log : InteractionLog
+        At least 3 events per user.
+    max_length : int
+        T, positions per window. The authors use 200.
+    stride : int
+        Events between the ends of a user's windows. The authors use 100.
+    batch_size : int
+        B, windows per step. The authors use 256.
+    mask_probability : float
+        In (0, 1].
+    seed : int
+        Of order and masks.
 
     Notes
     -----
@@ -153,12 +170,17 @@ class NextItemTraining:
 
     Parameters
     ----------
-    max_length, stride, batch_size, seed : as in `ClozeTraining`; the same windows, whose last item is only a
-        label.
-    negatives : "unseen" or "pool", see `lib.data.negatives.TrainingNegatives`. "pool" is what MEANTIME's
-        authors do; the default is the original SASRec's, which neither leaks nor fails on small catalogues.
-    pool_size : of "pool".
-    personalised : give `personalised_timestamps` instead of Unix seconds (TiSASRec).
+    log : InteractionLog
+        At least 4 events per user.
+    max_length, stride, batch_size, seed : int
+        As in `ClozeTraining`; the same windows, whose last item is only a label.
+    negatives : {"unseen", "pool"}
+        See `lib.data.negatives.TrainingNegatives`. "pool" is what MEANTIME's authors do; the default is the
+        original SASRec's, which neither leaks nor fails on small catalogues.
+    pool_size : int
+        Of "pool".
+    personalised : bool
+        Give `personalised_timestamps` instead of Unix seconds (TiSASRec).
     """
 
     def __init__(
@@ -209,9 +231,14 @@ class PrefixTraining:
 
     Parameters
     ----------
-    context_length : items before the label; a shorter prefix repeats its last item on the right.
-    max_length, stride : of the windows that are counted; the defaults are the authors'.
-    batch_size, seed, negatives, pool_size : as in `NextItemTraining`.
+    log : InteractionLog
+        At least 4 events per user.
+    context_length : int
+        Items before the label, at least 1; a shorter prefix repeats its last item on the right.
+    max_length, stride : int
+        Of the windows that are counted; the defaults are the authors'.
+    batch_size, seed, negatives, pool_size
+        As in `NextItemTraining`.
     """
 
     def __init__(
@@ -267,20 +294,28 @@ def evaluation_batches(
 
     Parameters
     ----------
-    split : "test" (the last event) or "validation" (the last but one).
-    view : "cloze" gives the `max_length` newest events with the target's item replaced by the mask token V+1
-        in the last column; "next" gives the `max_length` events before the target; "context" gives the last
+    log : InteractionLog
+        At least 3 events per user.
+    split : {"test", "validation"}
+        The last event, or the last but one.
+    view : {"cloze", "next", "context"}
+        "cloze" gives the `max_length` newest events with the target's item replaced by the mask token V+1 in
+        the last column; "next" gives the `max_length` events before the target; "context" gives the last
         `max_length` items before the target, padded on the right by repeating the last (MARank; its
         `max_length` is 6).
-    target_time : "seen" gives a cloze model the time stamp and day of the target event, as the authors do;
-        "blinded" gives it those of the last event before the target. The other views never see the target's
-        time.
-    personalised : as in `NextItemTraining`, for the view "next".
+    max_length, batch_size : int
+        T, and users per batch; at least 1.
+    target_time : {"seen", "blinded"}
+        "seen" gives a cloze model the time stamp and day of the target event, as the authors do; "blinded"
+        gives it those of the last event before the target. The other views never see the target's time.
+    personalised : bool
+        As in `NextItemTraining`, for the view "next".
 
     Yields
     ------
-    dict with tokens, timestamps, days (B, T) ("context": tokens only), users (B,) and target (B,), the item
-    to find.
+    dict of str to Tensor
+        tokens, timestamps, days (B, T) ("context": tokens only), users (B,) and target (B,), the item to
+        find.
     """
     if view not in ("cloze", "next", "context"):
         raise ValueError(f'view must be "cloze", "next" or "context", got {view!r}')

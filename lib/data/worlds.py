@@ -23,12 +23,16 @@ class GapWorld:
 
     Parameters
     ----------
-    num_items : V, a multiple of `num_genres`.
-    num_genres : at least 4, so that the three moves differ.
-    length : T, events per sequence, at least 2.
-    start_days : sequences start at a uniform time in this many days, so that the day alone does not give away
-        the gap.
-    seed : of all sequences.
+    num_items : int
+        V, a multiple of `num_genres`.
+    num_genres : int
+        At least 4, so that the three moves differ.
+    length : int
+        T, events per sequence, at least 2.
+    start_days : int
+        Sequences start at a uniform time in this many days, so that the day alone does not give away the gap.
+    seed : int
+        Of all sequences.
     """
 
     gaps = ((30, 600), (SECONDS_PER_DAY, 2 * SECONDS_PER_DAY), (20 * SECONDS_PER_DAY, 40 * SECONDS_PER_DAY))
@@ -63,8 +67,9 @@ class GapWorld:
 
         Returns
         -------
-        tokens (the last is the mask token V+1), timestamps (s), days, labels (0 but for the last) (B, T) and
-        target (B,), all int64.
+        dict of str to Tensor
+            tokens (the last is the mask token V+1), timestamps (s), days, labels (0 but for the last) (B, T)
+            and target (B,), all int64.
         """
         if split not in _SPLITS:
             raise ValueError(f'split must be "train" or "test", got {split!r}')
