@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # JupyterLab aligns table cells to the right unless told otherwise.
 CELL = 'style="text-align:left;vertical-align:top"'
-SHOWN = 4  # numbers of the paper that a cell shows unfolded
+SHOWN = 3  # numbers that a cell shows unfolded
 
 JUDGED_BY = {
     "arithmetic": "equal at the printed precision",
@@ -50,21 +50,20 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
         if entry.tested and entry.when:
             here += f" (with {entry.conditions()})"
         here = escape(here) + (' <span class="mark-synthetic">synthetic</span>' if entry.synthetic else "")
-        caveat = f"<br><small>{escape(claim.caveat)}</small>" if claim.caveat else ""
         rows.append(
             (
                 label,
-                escape(claim.statement) + caveat,
-                escape(claim.source),
+                escape(claim.statement)
+                + f" <small>Said in: {escape(claim.source)}.</small>"
+                + _details("bear in mind", [escape(claim.caveat)] if claim.caveat else []),
                 paper_numbers(claim.paper, claim.see),
-                f"{claim.kind}: {JUDGED_BY[claim.kind]}",
-                here + _command(entry.command if not entry.tested else ""),
+                here
+                + f" <small>Judged by {claim.kind}: {JUDGED_BY[claim.kind]}.</small>"
+                + _command(entry.command if not entry.tested else ""),
             )
         )
     caption = f"{len(rows)} claims of the paper, and what the {scale} scale tests of them"
-    return _table(
-        caption, ("claim", "what it says", "said in", "the paper's numbers", "judged by", "here"), rows
-    )
+    return _table(caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
 
 
 def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
@@ -72,19 +71,19 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
     rows = []
     for claim in claims:
         marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
-        scope = f"<br><small>Scope: {escape(claim.scope)}</small>" if claim.scope else ""
-        caveat = f"<br><small>{escape(claim.caveat)}</small>" if claim.caveat else ""
+        limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
         rows.append(
             (
                 f'<a href="#{escape(claim.anchor)}">{claim.id}</a>',
-                escape(claim.statement),
-                badge(claim.verdict) + marks,
-                measured(claim),
-                paper_numbers(claim.paper, claim.see),
-                escape(claim.reason) + _command(claim.command) + scope + caveat,
+                escape(claim.statement) + _details("bear in mind", limits),
+                badge(claim.verdict)
+                + marks
+                + f" <small>{escape(claim.reason)}</small>"
+                + _command(claim.command),
+                measured(claim) + f"<div>The paper: {paper_numbers(claim.paper, claim.see)}</div>",
             )
         )
-    return _table(tally(claims), ("claim", "what it says", "verdict", "measured", "paper", "why"), rows)
+    return _table(tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
 
 
 def tally(claims: Sequence[ClaimEvidence]) -> str:
@@ -197,11 +196,10 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def _folded(items: Sequence[str], what: str) -> str:
-    """One item a line; all but the first few behind a fold."""
-    text = "<br>".join(items[:SHOWN])
+    """One item a line; behind a fold if they are many."""
     if len(items) > SHOWN:
-        return text + _details(f"{len(items) - SHOWN} more {what}", items[SHOWN:])
-    return text + ("<br>" if items else "")
+        return _details(f"{len(items)} {what}", items)
+    return "<br>".join(items) + ("<br>" if items else "")
 
 
 def _details(summary: str, items: Sequence[str]) -> str:
