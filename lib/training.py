@@ -18,7 +18,9 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from lib.files import replacing
 
 logger = logging.getLogger("lib.training")
 
@@ -223,7 +225,6 @@ def _batch_run() -> bool:
 
 def _save(path: Path, model, optimizer, history: History, best, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
     state = {
         "name": name,
         "model": model.state_dict(),
@@ -233,11 +234,8 @@ def _save(path: Path, model, optimizer, history: History, best, name: str) -> No
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all(),
     }
-    try:
-        torch.save(state, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def _restore(path: Path, model, optimizer, name: str, device) -> tuple[History, dict | None]:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lib.data.dataset import DataUnavailable
 from lib.files import replacing, write_atomically
