@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from lib.data.packages import PackageFile
@@ -49,6 +51,13 @@ def test_the_lock_has_one_exact_version_a_line():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line), line
     assert lines == sorted(lines, key=str.upper)
     assert len({canonicalize_name(line.split("==")[0]) for line in lines}) == len(lines)
+
+
+def test_the_lock_installs_on_every_python_3_11():
+    """Debian 12 has 3.11.2: a package that needs a later one would stop its users at the first command."""
+    for name, version in lock().items():
+        required = metadata(name)["Requires-Python"]
+        assert SpecifierSet(required or "").contains("3.11.2"), f"{name} {version} needs Python {required}"
 
 
 def test_the_lock_satisfies_the_project():
