@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models.attention import (
@@ -31,9 +30,9 @@ from lib.models.checkpoints import (
     projections_layout,
     read_state,
     require,
-    save_authors,
     whole,
 )
+from lib.models.cloze import ClozeModel
 from lib.models.dropout import Dropout
 from lib.models.layers import (
     ClozeHead,
@@ -43,8 +42,6 @@ from lib.models.layers import (
     check_sizes,
     check_tokens,
     initialise,
-    labelled_rows,
-    last_rows,
     take_rows,
 )
 
@@ -86,7 +83,7 @@ class BertBlock(nn.Module):
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
-class BERT4Rec(nn.Module):
+class BERT4Rec(ClozeModel):
     """BERT4Rec (Sun et al., CIKM 2019) as the MEANTIME authors train it.
 
     x = dropout(LN(E[tokens] + P)), post-LN blocks, the cloze head of MEANTIME. Against the original program
@@ -139,44 +136,6 @@ class BERT4Rec(nn.Module):
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states (B, T, H) of int64 ``tokens`` (B, T), left-padded with 0.
-
-        Raises
-        ------
-        ValueError
-            For T > ``max_length`` or tokens outside 0…V+1.
-        """
-        return self._hidden(batch, rows=None)
-
-    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the V+1 classes at the positions with ``labels`` > 0.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`forward`; for labels of another shape or outside 0…V; if no position is selected.
-        """
-        rows = labelled_rows(batch, self.num_items)
-        logits = self.head(self._hidden(batch, rows), self.items.weight)
-        return F.cross_entropy(logits, batch["labels"].flatten()[rows])
-
-    def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
-        """Logits at the last position, which holds the mask token.
-
-        ``candidates`` (B, C) gives (B, C); None gives (B, V), column v−1 = item v.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`forward`; for candidates outside 0…V.
-        """
-        if candidates is not None:
-            check_range("candidates", candidates, self.num_items + 1)
-        hidden = self._hidden(batch, last_rows(batch["tokens"]))
-        scores = self.head(hidden, self.items.weight, candidates)
-        return scores[:, 1:] if candidates is None else scores
-
     def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Attention probabilities (B, h, T, T) of every block."""
         x, bias = self._inputs(batch)
@@ -187,12 +146,6 @@ class BERT4Rec(nn.Module):
             weights.append(attention_weights(query, key, bias))
             x = block(x, bias)
         return weights
-
-    def _hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None) -> Tensor:
-        x, bias = self._inputs(batch)
-        for block in self.blocks[:-1]:
-            x = block(x, bias)
-        return self.blocks[-1](x, bias, rows)
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         tokens = batch["tokens"]
@@ -223,13 +176,6 @@ class BERT4Rec(nn.Module):
         model = cls(**authors_sizes(state), **cloze_head_options(state), **config)
         load_authors(model, model._authors_layout(), state, "BERT4Rec")
         return model.eval()
-
-    def to_authors(self) -> dict[str, Tensor]:
-        """The weights under the authors' keys, tied head included: the inverse of :meth:`from_authors`."""
-        state = save_authors(self, self._authors_layout())
-        if self.head.kind == "dot":
-            state["head.token_embeddings.weight"] = state["token_embedding.emb.weight"]
-        return state
 
     def _authors_layout(self) -> dict[str, Slot]:
         layout = {

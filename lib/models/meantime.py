@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.models.attention import padding_bias
@@ -32,9 +31,9 @@ from lib.models.checkpoints import (
     read_state,
     require,
     rows_of_linear,
-    save_authors,
     whole,
 )
+from lib.models.cloze import ClozeModel
 from lib.models.dropout import Dropout, check_probability
 from lib.models.dropout import dropout as drop
 from lib.models.layers import (
@@ -45,8 +44,6 @@ from lib.models.layers import (
     check_sizes,
     check_tokens,
     initialise,
-    labelled_rows,
-    last_rows,
 )
 from lib.models.mixed_attention import MeantimeBlock, MixedAttention
 from lib.models.relative_attention import GapGrid, GridTerm, MaterialisedTerm, SinTerm
@@ -55,11 +52,12 @@ from lib.models.temporal_kernels import RELATIVE_KERNELS
 ABSOLUTE_KERNELS = ("d", "p", "c")
 
 
-class Meantime(nn.Module):
+class Meantime(ClozeModel):
     """MEANTIME.
 
     Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item: time
-    enters through the attention logits alone.
+    enters through the attention logits alone: a batch has ``timestamps`` beside its ``tokens`` if there is a
+    relative kernel, and ``days`` if there is a Day kernel.
 
     Parameters
     ----------
@@ -166,65 +164,6 @@ class Meantime(nn.Module):
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states after the last block.
-
-        Parameters
-        ----------
-        batch
-            int64 tensors (B, T), left-padded: ``tokens`` (0…V+1), ``timestamps`` if there is a relative
-            kernel, ``days`` (0…D−1) if there is a Day kernel.
-
-        Returns
-        -------
-        Tensor of shape (B, T, H). Padded positions hold unspecified finite numbers.
-
-        Raises
-        ------
-        ValueError
-            For T > ``max_length``, a token or day out of its table, a missing or misshapen tensor.
-        """
-        return self._hidden(batch, rows=None)
-
-    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the V+1 classes at the positions with ``labels`` > 0.
-
-        Only those positions go through the last block's second half and the head.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`forward`; for labels of another shape or outside 0…V; if no position is selected.
-        """
-        rows = labelled_rows(batch, self.num_items)
-        logits = self.head(self._hidden(batch, rows), self.items.weight)
-        return F.cross_entropy(logits, batch["labels"].flatten()[rows])
-
-    def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
-        """Logits at the last position, which holds the mask token.
-
-        Parameters
-        ----------
-        batch
-            As for :meth:`forward`.
-        candidates
-            int64 (B, C) items, or None for all items.
-
-        Returns
-        -------
-        (B, C); or (B, V), column v−1 = item v.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`forward`; for candidates outside 0…V.
-        """
-        if candidates is not None:
-            check_range("candidates", candidates, self.num_items + 1)
-        hidden = self._hidden(batch, last_rows(batch["tokens"]))
-        scores = self.head(hidden, self.items.weight, candidates)
-        return scores[:, 1:] if candidates is None else scores
-
     def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Attention probabilities (B, h, T, T) of every block; absolute heads come first, in order."""
         x, absolute, relative, bias = self._inputs(batch)
@@ -233,12 +172,6 @@ class Meantime(nn.Module):
             weights.append(block.attention.weights(block.attention_input(x), absolute, relative, bias))
             x = block(x, absolute, relative, bias)
         return weights
-
-    def _hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None) -> Tensor:
-        x, *context = self._inputs(batch)
-        for block in self.blocks[:-1]:
-            x = block(x, *context)
-        return self.blocks[-1](x, *context, rows)
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor], list, Tensor]:
         tokens = batch["tokens"]
@@ -344,13 +277,6 @@ class Meantime(nn.Module):
         )
         load_authors(model, model._authors_layout(), state, "MEANTIME")
         return model.eval()
-
-    def to_authors(self) -> dict[str, Tensor]:
-        """The weights under the authors' keys, tied head included: the inverse of :meth:`from_authors`."""
-        state = save_authors(self, self._authors_layout())
-        if self.head.kind == "dot":
-            state["head.token_embeddings.weight"] = state["token_embedding.emb.weight"]
-        return state
 
     def _authors_layout(self) -> dict[str, Slot]:
         layout = {"token_embedding.emb.weight": whole("items.weight")}
