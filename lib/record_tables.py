@@ -21,7 +21,7 @@ CELL = 'style="text-align:left;vertical-align:top"'
 SHOWN = 3  # numbers that a cell shows unfolded
 
 JUDGED_BY = {
-    "arithmetic": "equal at the printed precision",
+    "arithmetic": "equal at the printed precision, or within the stated tolerance",
     "comparison": "paired differences",
     "bound": "interval against the limit",
     "measurement": "direction, hardware beside",
@@ -62,8 +62,8 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
                 + _command(entry.command if not entry.tested else ""),
             )
         )
-    caption = f"{len(rows)} claims of the paper, and what the {scale} scale tests of them"
-    return _table(caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
+    caption = f"{len(rows)} claims, and what the {scale} scale tests of them"
+    return _table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
 
 
 def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
@@ -83,7 +83,7 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
                 measured(claim) + f"<div>The paper: {paper_numbers(claim.paper, claim.see)}</div>",
             )
         )
-    return _table(tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
+    return _table("verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
 
 
 def tally(claims: Sequence[ClaimEvidence]) -> str:
@@ -178,10 +178,10 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
         )
         for used in data
     ]
-    return _table("How this page was made", ("what", "value"), rows)
+    return _table("provenance", "How this page was made", ("what", "value"), rows)
 
 
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+def _table(kind: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     head = "".join(f'<th scope="col" {CELL}>{name}</th>' for name in header)
     body = "".join(
         f'<tr><th scope="row" {CELL}>{row[0]}</th>'
@@ -190,8 +190,8 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
         for row in rows
     )
     return Html(
-        f'<div class="record" style="overflow-x:auto"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="record record-{kind}" style="overflow-x:auto">'
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

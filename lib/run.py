@@ -37,8 +37,8 @@ examples:
   python -m lib.run meantime --list                 its parameters: type, value, meaning
   python -m lib.run meantime                        as the book shows it: minutes, one core
   python -m lib.run meantime --scale smoke          does every line run: seconds
-  python -m lib.run meantime --scale paper -p device cuda
-  python -m lib.run meantime -p seeds '[0, 1, 2, 3]' -p learning_rate 1e-3 --out my-run
+  python -m lib.run meantime --scale paper -p dataset ml-20m
+  python -m lib.run meantime -p seeds '[0, 1, 2, 3, 4]' -p learning_rate 1e-3 --out my-run
   python -m lib.run meantime --dry-run              what would run, with which values, and where
 
 what a run leaves in runs/<scale>/<chapter>/<run>/ (or --out):
