@@ -7,7 +7,6 @@ not at all. A run without that file is not finished, whatever else lies in its f
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -20,8 +19,8 @@ from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
 from lib import record_tables
 from lib.claims import Claim, Effect, Ledger, PaperNumber, Summary, Verdict, VerdictName, judge, not_tested
-from lib.files import write_atomically
-from lib.ledger import ROOT, Interpretation, ScaleName, load_ledger
+from lib.files import ROOT, file_hash, write_atomically
+from lib.ledger import Interpretation, ScaleName, load_ledger
 from lib.ledger import Provenance as NumberProvenance
 from lib.provenance import Provenance, collect
 from lib.record_tables import Html
@@ -273,7 +272,7 @@ class Record:
             name=getattr(source, "name", type(source).__name__),
             licence=getattr(source, "licence", "") or ("made here" if synthetic else "unknown"),
             synthetic=synthetic,
-            files={path.name: _sha256(path) for path in map(Path, source.files(data_dir))}
+            files={path.name: file_hash(path) for path in map(Path, source.files(data_dir))}
             if hasattr(source, "files")
             else {},
         )
@@ -345,11 +344,6 @@ class Record:
         )
         record.save(self.folder / "claims.json")
         return self.folder / "claims.json"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _log_to(path: Path) -> logging.Logger:

@@ -1,13 +1,29 @@
-"""Files that appear whole or not at all, whatever happens while they are written."""
+"""Files of the repository and of runs: its root, their hashes, and writing that is whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository that this `lib` belongs to."""
+
+
+def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
+    """Hash of a file's content in hexadecimal, by an algorithm that `hashlib` knows.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import grimp
 from nbformat import NotebookNode
 
 import lib
+from lib.files import file_hash
 from lib.parameters import PLACES, RequestError
 
 ALWAYS = ("lib.run", "lib.evidence", "lib.claims")
@@ -115,8 +116,7 @@ def _module_file(module: str, root: Path) -> Path:
 def _digest(path: Path, algorithm: str = "sha256") -> str:
     if not path.is_file():
         return "absent"
-    with path.open("rb") as stream:
-        return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
+    return f"{algorithm}:{file_hash(path, algorithm)}"
 
 
 def _data_digests(name: str, data_dir: Path) -> list[str]:

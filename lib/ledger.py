@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
+from lib.files import ROOT
 from lib.rules import ArithmeticRule, BoundRule, Rule, Schema, Text
 
 ScaleName = Literal["smoke", "book", "paper"]
@@ -38,8 +39,6 @@ Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
 SCALES: tuple[str, ...] = get_args(ScaleName)
 # From the most to the least certain reading of a paper's number.
 PROVENANCES: tuple[str, ...] = get_args(Provenance)
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 # --- what a ledger says ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field, FiniteFloat
 
-from lib.ledger import ROOT
+from lib.files import ROOT
 from lib.rules import Schema
 
 

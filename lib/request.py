@@ -14,13 +14,12 @@ import jupytext
 import yaml
 from nbformat import NotebookNode
 
+from lib.files import ROOT
 from lib.fingerprint import fingerprint
 from lib.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

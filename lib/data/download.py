@@ -23,7 +23,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lib.data.dataset import DataUnavailable
-from lib.files import replacing, write_atomically
+from lib.files import file_hash, replacing, write_atomically
 
 ATTEMPTS = 3  # per address, each going on where the last one broke off
 TIMEOUT = 30  # seconds without a byte
@@ -278,12 +278,12 @@ def _record(path: Path) -> Path:
 
 def _note_hash(path: Path) -> None:
     """Trust on first use: what is there now has to be there from now on. The format is sha256sum's."""
-    write_atomically(_record(path), f"{pooch.file_hash(str(path), alg='sha256')}  {path.name}\n")
+    write_atomically(_record(path), f"{file_hash(path)}  {path.name}\n")
 
 
 def _matches(path: Path, expected: str) -> bool:
     algorithm, _, value = expected.partition(":")
-    return pooch.file_hash(str(path), alg=algorithm) == value.lower()
+    return file_hash(path, algorithm) == value.lower()
 
 
 def _crc(path: Path) -> int:

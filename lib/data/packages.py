@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.data.dataset import DataUnavailable
+from lib.files import file_hash
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PackageFile:
         path = Path(next(iter(spec.submodule_search_locations))) / self.path
         if not path.is_file():
             raise DataUnavailable(f"the installed {self.package} has no {self.path}: {cure}")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = file_hash(path)
         if found != self.sha256:
             raise DataUnavailable(
                 f"{path} has sha256 {found[:12]}... instead of {self.sha256[:12]}...: {cure}"

@@ -55,8 +55,8 @@ ABSOLUTE_KERNELS = ("d", "p", "c")
 class Meantime(ClozeModel):
     """MEANTIME.
 
-    Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item: time
-    enters through the attention logits alone: a batch has ``timestamps`` beside its ``tokens`` if there is a
+    Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item; time
+    enters through the attention logits alone. A batch has ``timestamps`` beside its ``tokens`` if there is a
     relative kernel, and ``days`` if there is a Day kernel.
 
     Parameters

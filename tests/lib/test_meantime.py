@@ -261,6 +261,7 @@ def test_what_inference_mode_keeps_serves_a_training():
     with torch.inference_mode():
         model(random_batch())
     model.train().loss(random_batch()).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 def test_second_derivatives_are_refused_rather_than_wrong():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from lib.ledger import ROOT
+from lib.files import ROOT
 from lib.provenance import (
     Provenance,
     collect,
