@@ -74,6 +74,8 @@ def fit(
     learning_rate: float = 1e-3,
     clip_norm: float = 5.0,
     optimizer: torch.optim.Optimizer | None = None,
+    schedule: Callable[[int], float] | None = None,
+    after_step: Callable[[int], None] | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     evaluate_every: int = 500,
     monitor: str | None = None,
@@ -95,6 +97,11 @@ def fit(
         Optimisation steps, at least 1.
     learning_rate, clip_norm
         Of Adam (unless ``optimizer`` is given), and the global norm above which gradients are scaled.
+    schedule
+        Factor on every parameter group's learning rate at a step (from 0), as :func:`warmup_cosine` gives.
+    after_step
+        Called with the number of steps taken, right after the optimiser has moved the weights: averages of
+        weights and the like. What it keeps is not in the checkpoint.
     evaluate
         Called every ``evaluate_every`` steps and after the last, with the model in evaluation mode.
     monitor
@@ -126,6 +133,8 @@ def fit(
     _check(steps, evaluate, evaluate_every, monitor, patience)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # torch's own name for it; checkpoints keep it
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
 
@@ -154,9 +163,14 @@ def fit(
         fabric.backward(loss)
         if clip_norm:
             fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+        if schedule is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step)
         optimizer.step()
         total, counted = total + loss.detach(), counted + 1
         history.steps = step + 1
+        if after_step is not None:
+            after_step(history.steps)
 
         at_end = history.steps == steps
         if at_end or history.steps % evaluate_every == 0:
@@ -200,6 +214,37 @@ def fit(
         history.best_step = history.steps
     model.eval()
     return history
+
+
+def warmup_cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Callable[[int], float]:
+    """Learning-rate factor that rises linearly to 1 over ``warmup`` steps, then falls as half a cosine.
+
+    Parameters
+    ----------
+    steps
+        Length of the whole schedule; from the last step on the factor is ``floor``.
+    warmup
+        Steps of the rise, from ``1 / warmup`` to 1.
+    floor
+        Factor at the end, in 0…1.
+
+    Raises
+    ------
+    ValueError
+        ``warmup`` is not in 0…``steps``, or ``floor`` is not in 0…1.
+    """
+    if not 0 <= warmup <= steps:
+        raise ValueError(f"warmup must be in 0..{steps} steps, got {warmup}")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor is a factor on the learning rate, in 0..1, got {floor}")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        share = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
+
+    return factor
 
 
 def _check(steps, evaluate, evaluate_every, monitor, patience) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set, from its origin to a table.
+    """A data set, from its origin to what a chapter reads: a table, or a dictionary of image sets by split.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class DataSet:
     sources : tuple of Source
         Where its files come from, in the order that `read` expects them.
     read : callable
-        Turns the paths of those files into a table.
+        Turns the paths of those files into it.
     synthetic : bool
         True for made-up data, which cannot confirm a claim about real users.
     """
@@ -53,7 +53,7 @@ class DataSet:
     citation: str
     homepage: str
     sources: tuple[Source, ...]
-    read: Callable[..., pd.DataFrame]
+    read: Callable[..., Any]
     synthetic: bool = False
 
     def files(self, data_dir: str | Path) -> list[Path]:
@@ -66,8 +66,12 @@ class DataSet:
         """
         return [source.fetch(Path(data_dir)) for source in self.sources]
 
-    def load(self, data_dir: str | Path) -> pd.DataFrame:
-        """The table; interaction data have the columns user, item, rating, timestamp (Unix seconds)."""
+    def load(self, data_dir: str | Path) -> Any:
+        """What `read` makes of the files.
+
+        Interaction data are a table with the columns user, item, rating and timestamp (Unix seconds); images
+        are a dictionary from split to `lib.data.images.ImageSet`.
+        """
         return self.read(*self.files(data_dir))
 
 

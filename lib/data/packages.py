@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.dataset import DataUnavailable
+from lib.data.dataset import DataUnavailable, Source
 from lib.files import file_hash
 
 
@@ -62,3 +62,34 @@ class PackageFile:
                 f"{path} has sha256 {found[:12]}... instead of {self.sha256[:12]}...: {cure}"
             )
         return path
+
+
+@dataclass(frozen=True)
+class SystemFile:
+    """One data file that a package of the operating system may have put on this machine.
+
+    Attributes
+    ----------
+    path : str
+        Where the system's package puts it.
+    sha256 : str
+        Of that file.
+    otherwise : Source
+        Used when it is not there, or is another version.
+    """
+
+    path: str
+    sha256: str
+    otherwise: Source
+
+    @property
+    def name(self) -> str:
+        """File name without folders."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def fetch(self, data_dir: Path) -> Path:
+        """The system's file if it is the right one, else that of `otherwise`."""
+        path = Path(self.path)
+        if path.is_file() and file_hash(path) == self.sha256:
+            return path
+        return self.otherwise.fetch(data_dir)

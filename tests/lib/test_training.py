@@ -1,5 +1,6 @@
 """The training loop: it optimises, resumes exactly, keeps the best weights, counts patience in steps."""
 
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.training import History, fit, seeded, shard
+from lib.training import History, fit, seeded, shard, warmup_cosine
 
 
 class Line(nn.Module):
@@ -51,6 +52,58 @@ def test_first_step_is_adams():
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     fit(model, batch_at, steps=1, learning_rate=0.01, clip_norm=0)
     torch.testing.assert_close(weights(model), before - 0.01 * gradient.sign(), atol=1e-6, rtol=0)
+
+
+def test_the_schedule_is_a_factor_on_every_group():
+    """Closed form: plain SGD with factor f moves a group by f times its learning rate times the gradient."""
+    seeded(0)
+    model = Line(dropout=0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.loss(batch_at(0)).backward()
+    gradient = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    rates = {"weight.weight": 0.1, "weight.bias": 0.02}
+    groups = [{"params": [parameter], "lr": rates[name]} for name, parameter in model.named_parameters()]
+    optimizer = torch.optim.SGD(groups)
+    fit(model, batch_at, steps=1, optimizer=optimizer, clip_norm=0, schedule=lambda step: 0.25)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.25 * rates[name] * gradient[name])
+
+
+def test_a_schedule_continues_where_it_was(tmp_path):
+    factors = []
+
+    def schedule(step):
+        factors.append(step)
+        return 0.9**step
+
+    whole, _ = trained(schedule=schedule)
+    file = tmp_path / "line.pt"
+    trained(schedule=schedule, checkpoint=file, steps=40)
+    resumed, _ = trained(schedule=schedule, checkpoint=file)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert factors == [*range(60), *range(40), *range(40, 60)]
+    steady, _ = trained()
+    assert not torch.equal(weights(steady), weights(whole))
+
+
+def test_warmup_and_cosine():
+    """The values of the closed form, and the ends."""
+    factor = warmup_cosine(15, warmup=3, floor=0.1)
+    assert [factor(step) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert factor(3) == 1 and factor(14) == pytest.approx(0.1) and factor(99) == pytest.approx(0.1)
+    assert factor(8) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 5 / 11)) / 2)
+    assert all(factor(step) > factor(step + 1) for step in range(3, 14))
+    for bad in (dict(warmup=16), dict(warmup=-1), dict(floor=1.5)):
+        with pytest.raises(ValueError):
+            warmup_cosine(15, **bad)
+
+
+def test_after_step_sees_the_moved_weights():
+    seeded(3)
+    model, seen = Line(), []
+    fit(model, batch_at, steps=3, after_step=lambda step: seen.append((step, weights(model).clone())))
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert torch.equal(seen[-1][1], weights(model)) and not torch.equal(seen[0][1], seen[1][1])
 
 
 def test_clipping_limits_the_update():
