@@ -1,0 +1,203 @@
+"""ImageNet (ILSVRC-2012) from folders of JPEG files, one folder a class, without torchvision.
+
+The images are not downloaded: image-net.org asks everyone to register, for non-commercial research. Expected
+are ``train/<wnid>/*.JPEG`` and validation images sorted into ``val/<wnid>/`` (or ``val_pt/<wnid>/``, the
+name that PROFIT's authors use). Any folder laid out like that will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lib.data.dataset import DataUnavailable
+from lib.data.preprocessing import IMAGENET, Preprocessing
+
+ENDINGS = (".jpeg", ".jpg", ".png")
+VALIDATION = ("val", "val_pt")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """Image files and their classes; pixels are read when asked for.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    labels : (N,) int64
+        Index of each file's class in `classes`.
+    classes : tuple of str
+        Folder names in alphabetical order, which for ImageNet's is the order of torchvision's outputs.
+    preprocessing : Preprocessing
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing = IMAGENET
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @classmethod
+    def of(cls, folder: Path, preprocessing: Preprocessing = IMAGENET) -> ImageFolder:
+        """All images of ``folder/<class>/``.
+
+        Raises
+        ------
+        DataUnavailable
+            If there are no class folders, or a class has no images.
+        """
+        classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+        if not classes:
+            raise DataUnavailable(f"{folder} has no folders of classes (expected {folder}/<wnid>/*.JPEG)")
+        files: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = sorted(p for p in (Path(folder) / name).iterdir() if p.suffix.lower() in ENDINGS)
+            if not found:
+                raise DataUnavailable(f"{Path(folder) / name} has no images ({', '.join(ENDINGS)})")
+            files += found
+            labels += [label] * len(found)
+        return cls(tuple(files), torch.tensor(labels), tuple(classes), preprocessing)
+
+    def batches(self, batch_size: int, *, seed: int, workers: int = 8) -> FolderBatches:
+        """Training batches; see `FolderBatches`."""
+        return FolderBatches(self, batch_size, seed=seed, workers=workers)
+
+    def test_batches(self, batch_size: int = 100, *, workers: int = 8) -> Iterator[dict[str, Tensor]]:
+        """All images once, in order, cut from the centre; the last batch may be smaller."""
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(self), batch_size):
+                index = range(start, min(start + batch_size, len(self)))
+                images = pool.map(lambda k: self.preprocessing.test(open_image(self.files[k])), index)
+                yield {"images": torch.stack(list(images)), "labels": self.labels[start : index.stop]}
+
+
+class FolderBatches:
+    """Shuffled batches of random crops; a batch is a function of seed and step, whatever `workers` is.
+
+    Parameters
+    ----------
+    source : ImageFolder
+    batch_size : int
+        At most the number of images; the rest of an epoch that fills no batch is left out.
+    seed : int
+    workers : int
+        Threads that decode (Pillow lets go of Python's lock while it does).
+    """
+
+    def __init__(self, source: ImageFolder, batch_size: int, *, seed: int, workers: int = 8) -> None:
+        if not 1 <= batch_size <= len(source):
+            raise ValueError(f"batch_size must be in 1..{len(source)}, got {batch_size}")
+        self.source, self.batch_size, self.seed, self.workers = source, batch_size, seed, workers
+        self.steps_per_epoch = len(source) // batch_size
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """``images`` (B, 3, crop, crop) float32 and ``labels`` (B,) int64 of a step, from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.source))
+        index = order[place * self.batch_size : (place + 1) * self.batch_size]
+        with ThreadPoolExecutor(self.workers) as pool:
+            images = list(pool.map(self._crop, index, range(len(index)), [step] * len(index)))
+        return {"images": torch.stack(images), "labels": self.source.labels[torch.from_numpy(index)]}
+
+    def _crop(self, file: int, place: int, step: int) -> Tensor:
+        random = np.random.default_rng((self.seed, 1, step, place))
+        return self.source.preprocessing.train(open_image(self.source.files[file]), random)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The decoded picture in RGB (ImageNet has a few CMYK and PNG files under the name JPEG).
+
+    Raises
+    ------
+    DataUnavailable
+        If it is no whole image; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataUnavailable(f"{path} is no whole image: put the original there ({error})") from error
+
+
+@dataclass(frozen=True)
+class ImageFolders:
+    """A data set of two folders of class folders, put into the data folder by hand.
+
+    `load` gives ``{"train": ImageFolder, "test": ImageFolder}``; the files are far too many to hash, so that
+    `files` gives, for the record of a run, the lists of names that were found.
+
+    Attributes
+    ----------
+    name, licence, citation, homepage : str
+    folder : str
+        Inside the data folder.
+    preprocessing : Preprocessing
+    """
+
+    name: str
+    licence: str
+    citation: str
+    homepage: str
+    folder: str
+    preprocessing: Preprocessing = IMAGENET
+    synthetic: bool = False
+
+    def folders(self, data_dir: str | Path) -> tuple[Path, Path]:
+        """The training and the validation folder; `DataUnavailable` if one is not there."""
+        root = Path(data_dir) / self.folder
+        validation = next((root / name for name in VALIDATION if (root / name).is_dir()), root / "val")
+        for path in (root / "train", validation):
+            if not path.is_dir():
+                raise DataUnavailable(
+                    f"{self.name} is not downloaded for you ({self.licence}): see {self.homepage} and put "
+                    f"it at {path}/<wnid>/*.JPEG"
+                )
+        return root / "train", validation
+
+    def load(self, data_dir: str | Path) -> dict[str, ImageFolder]:
+        """Both splits, with the same classes.
+
+        Raises
+        ------
+        DataUnavailable
+            If a folder is missing or empty, or the two have different classes.
+        """
+        train, test = (ImageFolder.of(path, self.preprocessing) for path in self.folders(data_dir))
+        if different := sorted(set(train.classes) ^ set(test.classes)):
+            raise DataUnavailable(f"{self.name}: {few(different)} are in one of train and validation only")
+        return {"train": train, "test": test}
+
+    def files(self, data_dir: str | Path) -> list[Path]:
+        """One text file per split, which lists the images found; written beside the folders."""
+        written = []
+        for split, images in self.load(data_dir).items():
+            path = Path(data_dir) / self.folder / f"{split}-files.txt"
+            names = "".join(f"{file.parent.name}/{file.name}\n" for file in images.files)
+            if not path.is_file() or path.read_text(encoding="utf-8") != names:
+                path.write_text(names, encoding="utf-8")
+            written.append(path)
+        return written
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+IMAGENET_2012 = ImageFolders(
+    name="ImageNet (ILSVRC-2012)",
+    licence="registration, non-commercial research, no redistribution",
+    citation="Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 115(3), 2015",
+    homepage="https://image-net.org/challenges/LSVRC/2012/",
+    folder="imagenet",
+)
