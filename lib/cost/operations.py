@@ -257,8 +257,8 @@ def prepare(
     return runner, tree_map_only(Tensor, lambda tensor: tensor.to(place), arguments)
 
 
-def run(runner: nn.Module, arguments: tuple) -> Any:
-    """Run what :func:`prepare` made, without gradients and without fused kernels that hide their products.
+def run(runner: nn.Module, arguments: tuple, *, gradients: bool = False) -> Any:
+    """Run what :func:`prepare` made, without fused kernels that hide their products.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def run(runner: nn.Module, arguments: tuple) -> Any:
         If the model refuses its input.
     """
     try:
-        with torch.no_grad(), _separate_attention():
+        with torch.set_grad_enabled(gradients), _separate_attention():
             return runner(*arguments)
     except CountsDiffer:
         raise

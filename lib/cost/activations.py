@@ -1,0 +1,437 @@
+"""Activations of a network: how many live at once, how many operations each element brings, which are stored.
+
+The model runs once on the meta device while every operator of torch is watched. Tensors are told apart by
+their storage, so views (a flattened, a transposed tensor) are no tensors of their own.
+
+* :func:`live_activations`: the most elements that must exist at the same time during inference.
+* :func:`arithmetic_intensity`, :func:`mean_and_minimum`: operations per element moved (Park et al., "Deep
+  Learning Inference in Facebook Data Centers", 2018).
+* :func:`stored_inputs`, :func:`saved_tensors`, :func:`stored_by_unit`: two answers to which activations a
+  training step keeps for its backward pass (Park, Yoo and Vajda, "Value-aware Quantization", ECCV 2018; the
+  convention of the paper is not published).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lib.cost.operations import CONVOLUTIONS, TRANSPOSED, prepare, run
+
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+#: Layers whose input a training step has to keep (max-pooling: or its index).
+STORING = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *MAX_POOLS)
+NORMALISATION = (
+    "native_batch_norm",
+    "batch_norm",
+    "cudnn_batch_norm",
+    "_native_batch_norm_legit_no_training",
+)
+
+#: Operators with further results, statistics or positions, that inference does not need.
+WITH_EXTRAS = (*(f"max_pool{d}d_with_indices" for d in (2, 3)), "native_layer_norm", "native_group_norm")
+
+
+@dataclass
+class Step:
+    """One operator that made or changed activations."""
+
+    operator: str
+    layer: str
+    reads: list[int]
+    writes: list[int]
+    shape: tuple[int, ...]
+    elementwise: bool
+
+
+@dataclass
+class Trace:
+    """An executed network: its steps, and its activations by number in order of birth.
+
+    ``elements[i]`` is the size of activation i; ``inputs`` and ``outputs`` are the model's own.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    elements: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+    def last_reads(self) -> list[int]:
+        """Step of the last use of each activation: −1 if never read, the number of steps if returned."""
+        last = [-1] * len(self.elements)
+        for index, step in enumerate(self.steps):
+            for number in step.reads + step.writes:
+                last[number] = index
+        for number in self.outputs:
+            last[number] = len(self.steps)
+        return last
+
+
+def trace(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Any = None,
+    device: str | None = "meta",
+) -> Trace:
+    """Run a model for inference and write down which activation each operator reads and writes.
+
+    Parameters and errors as :func:`lib.cost.operations.count_operations`.
+    """
+    runner, arguments = prepare(model, input_shape, inputs, device)
+    stored = _Storages(runner)
+    made = Trace()
+    made.inputs = [stored.number(x, made.elements) for x in _tensors(arguments)]
+    layers = _layer_stack(runner)
+    with _Watch(made, stored, layers):
+        result = run(runner, arguments)
+    made.outputs = [stored.number(x, made.elements) for x in _tensors(result)]
+    return made
+
+
+def live_activations(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Any = None,
+    inplace_add: bool = True,
+    device: str | None = "meta",
+) -> pd.DataFrame:
+    """Elements of activations that exist at each step of an inference; the maximum is the memory needed.
+
+    At a step live what it reads, what it writes and what a later step reads: skip connections, branches,
+    the parts of a concatenation. Weights do not count. Element-wise operators on one activation
+    (normalisation by fixed statistics, ReLU …) are fused with what comes before: they overwrite their input
+    unless it is read later.
+
+    Parameters
+    ----------
+    model, input_shape, inputs, device
+        As :func:`lib.cost.operations.count_operations`.
+    inplace_add
+        Whether an element-wise operator on several activations, as the addition of a skip connection,
+        overwrites one of them that is not read later. ``False``: it writes to memory of its own.
+
+    Returns
+    -------
+    DataFrame with a row per step: ``operator``, ``layer``, ``output_shape``, ``live`` (elements).
+    """
+    made = trace(model, input_shape, inputs=inputs, device=device)
+    last = made.last_reads()
+    owner = list(range(len(made.elements)))  # whose memory an activation lies in
+    alive = set(made.inputs)
+    rows = []
+    for index, step in enumerate(made.steps):
+        new = [number for number in step.writes if number not in step.reads]
+        if step.elementwise and len(new) == 1:
+            same = [n for n in step.reads if made.elements[n] == made.elements[new[0]]]
+            dying = [n for n in same if last[n] == index]
+            if dying and (inplace_add or len(same) == 1):
+                owner[new[0]] = owner[dying[0]]
+        alive |= set(step.reads) | set(step.writes)
+        memory = {owner[number]: made.elements[number] for number in alive}
+        rows.append((step.operator, step.layer, step.shape, sum(memory.values())))
+        alive = {number for number in alive if last[number] > index}
+    return pd.DataFrame(rows, columns=["operator", "layer", "output_shape", "live"])
+
+
+def arithmetic_intensity(table: pd.DataFrame) -> pd.DataFrame:
+    """Operations of each layer per element that it must read or write.
+
+    With M rows of activation, a fully connected layer M×K·K×N does 2M operations per weight and
+    2MNK/(NK + MK + MN) per element of all three; a convolution with A output positions does 2·batch·A per
+    weight, whatever its channels and groups. Elements, not bytes, so that the figures hold at any precision.
+
+    Parameters
+    ----------
+    table
+        From :func:`lib.cost.operations.count_operations`; rows may be left out. The batch is that of the
+        input it was counted with.
+
+    Returns
+    -------
+    DataFrame with ``layer``, ``kind``, ``operations``, ``weights`` (operations per weight read) and
+    ``activations_and_weights`` (operations per element of input, output and weights).
+    """
+    moved = table["weights_read"] + table["input_elements"] + table["output_elements"]
+    return pd.DataFrame(
+        {
+            "layer": table["layer"],
+            "kind": table["kind"],
+            "operations": table["operations"],
+            "weights": table["operations"] / table["weights_read"],
+            "activations_and_weights": table["operations"] / moved,
+        }
+    )
+
+
+def mean_and_minimum(table: pd.DataFrame) -> pd.DataFrame:
+    """Arithmetic intensity of a whole network: the ratio of the sums, and its smallest layer.
+
+    Leave out rows before, as ``table[table["kind"] != "linear"]``: a fully connected layer at batch 1 has
+    two operations per weight and would be every minimum. The mean of the layers' ratios is another number,
+    several times higher.
+
+    Returns
+    -------
+    DataFrame with the rows ``average`` and ``minimum`` and the columns ``weights`` and
+    ``activations_and_weights``.
+    """
+    layers = arithmetic_intensity(table)
+    columns = ["weights", "activations_and_weights"]
+    operations = table["operations"].sum()
+    weights = table["weights_read"].sum()
+    moved = weights + table["input_elements"].sum() + table["output_elements"].sum()
+    return pd.DataFrame(
+        [[operations / weights, operations / moved], layers[columns].min().tolist()],
+        index=["average", "minimum"],
+        columns=columns,
+    )
+
+
+def stored_inputs(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Any = None,
+    kinds: tuple[type[nn.Module], ...] = STORING,
+) -> pd.DataFrame:
+    """The distinct tensors that are inputs of convolutions, linear layers or max-pooling, in training mode.
+
+    What a training step must keep if batch normalisation, ReLU and pooling by averages recompute what they
+    need from their outputs ("H2" of our account of value-aware quantization). A tensor that feeds several
+    layers counts once; what a ReLU makes in place of its input is one tensor with it.
+
+    Parameters
+    ----------
+    model, input_shape, inputs
+        As :func:`lib.cost.operations.count_operations`; on the meta device.
+    kinds
+        The layers whose inputs count.
+
+    Returns
+    -------
+    DataFrame in order of first use: ``layer`` (the first that reads it), ``readers`` (how many),
+    ``shape``, ``elements``, ``is_input`` (an input of the model: the image, which is never quantized).
+    """
+    runner, arguments = prepare(model, input_shape, inputs, "meta")
+    runner.train()
+    stored = _Storages(runner)
+    elements: list[int] = []
+    own = [stored.number(x, elements) for x in _tensors(arguments)]
+    rows: dict[int, dict] = {}
+
+    def note(name: str):
+        def hook(module: nn.Module, given: tuple) -> None:
+            number = stored.number(given[0], elements)
+            row = {"layer": name, "readers": 0, "shape": tuple(given[0].shape), "elements": given[0].numel()}
+            rows.setdefault(number, row | {"is_input": number in own})["readers"] += 1
+
+        return hook
+
+    for name, module in runner.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_pre_hook(note(name))
+    run(runner, arguments)
+    return pd.DataFrame(list(rows.values()), columns=["layer", "readers", "shape", "elements", "is_input"])
+
+
+def saved_tensors(
+    model: nn.Module, input_shape: Sequence[int] | None = None, *, inputs: Any = None
+) -> pd.DataFrame:
+    """The distinct tensors that torch's automatic differentiation keeps in a training step ("H1").
+
+    Parameters and buffers of the model are left out.
+
+    Parameters
+    ----------
+    model, input_shape, inputs
+        As :func:`lib.cost.operations.count_operations`; on the meta device.
+
+    Returns
+    -------
+    DataFrame in order of saving: ``layer``, ``shape``, ``dtype``, ``elements``, ``bytes``, ``is_input``.
+    """
+    runner, arguments = prepare(model, input_shape, inputs, "meta")
+    runner.train()
+    stored = _Storages(runner)
+    elements: list[int] = []
+    own = [stored.number(x, elements) for x in _tensors(arguments)]
+    layers = _layer_stack(runner)
+    rows: dict[int, dict] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        number = stored.number(tensor, elements)
+        if number is not None and number not in rows:
+            storage = tensor.untyped_storage().nbytes()
+            rows[number] = {
+                "layer": layers[-1],
+                "shape": tuple(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "elements": storage // tensor.element_size(),
+                "bytes": storage,
+                "is_input": number in own,
+            }
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(runner, arguments, gradients=True)
+    return pd.DataFrame(
+        list(rows.values()), columns=["layer", "shape", "dtype", "elements", "bytes", "is_input"]
+    )
+
+
+def stored_by_unit(
+    model: nn.Module,
+    ends: Sequence[str],
+    input_shape: Sequence[int] | None = None,
+    *,
+    inputs: Any = None,
+    kinds: tuple[type[nn.Module], ...] | None = STORING,
+) -> pd.DataFrame:
+    """Stored activations of a network cut into units, for placing checkpoints between them.
+
+    Parameters
+    ----------
+    model, input_shape, inputs
+        As :func:`stored_inputs`.
+    ends
+        Names of modules in order of execution: a unit ends with the output of each.
+    kinds
+        As :func:`stored_inputs`; ``None`` counts what automatic differentiation saves
+        (:func:`saved_tensors`) instead.
+
+    Returns
+    -------
+    DataFrame with a row per unit: ``unit`` (its end), ``output`` (elements of its output) and ``interior``
+    (elements of the other tensors made within the unit that are stored). The model's inputs count nowhere.
+
+    Raises
+    ------
+    ValueError
+        If an end is no module of the model, does not run once, or they do not run in this order.
+    """
+    names = dict(model.named_modules())
+    unknown = [name for name in ends if name not in names]
+    if unknown or not ends:
+        raise ValueError(f"{unknown[0]!r} is no module of the model" if unknown else "give at least one end")
+    runner, arguments = prepare(model, input_shape, inputs, "meta")
+    runner.train()
+    stored = _Storages(runner)
+    elements: list[int] = []
+    own = {stored.number(x, elements) for x in _tensors(arguments)}
+    kept: dict[int, int] = {}
+    rows: list[dict] = []
+    counted: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        number = stored.number(tensor, elements)
+        if number is not None and number not in own:
+            kept.setdefault(number, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return tensor
+
+    def read(module: nn.Module, given: tuple) -> None:
+        keep(given[0])
+
+    def end(name: str):
+        def hook(module: nn.Module, given: tuple, output: Tensor) -> None:
+            number = stored.number(output, elements)
+            inside = {n: size for n, size in kept.items() if n not in counted and n != number}
+            counted.update(inside, [number])
+            rows.append({"unit": name, "output": output.numel(), "interior": sum(inside.values())})
+
+        return hook
+
+    for name, module in runner.named_modules():
+        if kinds is not None and isinstance(module, kinds):
+            module.register_forward_pre_hook(read)
+        if name in ends:
+            module.register_forward_hook(end(name))
+    if kinds is None:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(runner, arguments, gradients=True)
+    else:
+        run(runner, arguments)
+    ran = [row["unit"] for row in rows]
+    if ran != list(ends):
+        raise ValueError(f"the ends run in the order {ran}, not {list(ends)}")
+    return pd.DataFrame(rows, columns=["unit", "output", "interior"])
+
+
+class _Storages:
+    """Numbers for the storages of activations; those of the model's own tensors have none."""
+
+    def __init__(self, runner: nn.Module) -> None:
+        own = [*runner.parameters(), *runner.buffers()]
+        self.weights = {tensor.untyped_storage()._cdata for tensor in own}
+        self.numbers: dict[int, int] = {}
+        self.held = [tensor.untyped_storage() for tensor in own]
+
+    def weigh(self, value: Any) -> None:
+        """What is made of weights alone, as a quantized kernel, is no activation either."""
+        for tensor in _tensors(value):
+            self.held.append(tensor.untyped_storage())
+            self.weights.add(tensor.untyped_storage()._cdata)
+
+    def number(self, tensor: Tensor, elements: list[int]) -> int | None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.weights:
+            return None
+        if key not in self.numbers:
+            self.held.append(storage)  # as long as it is held, no other storage can have its address
+            self.numbers[key] = len(elements)
+            elements.append(storage.nbytes() // tensor.element_size())
+        return self.numbers[key]
+
+
+class _Watch(TorchDispatchMode):
+    """Appends a step for every operator that is no mere view of an activation."""
+
+    def __init__(self, made: Trace, stored: _Storages, layers: list[str]) -> None:
+        super().__init__()
+        self.made, self.stored, self.layers = made, stored, layers
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        main = result[0] if name in NORMALISATION + WITH_EXTRAS else result
+        reads = self._numbers((args, kwargs))
+        if not reads and _tensors((args, kwargs)):
+            self.stored.weigh(main)
+        known = len(self.made.elements)
+        writes = self._numbers([tensor for tensor in _tensors(main) if tensor.numel()])
+        view = all(number < known for number in writes) and not function._schema.is_mutable
+        if writes and not view:
+            shape = tuple(_tensors(main)[0].shape)
+            elementwise = name in NORMALISATION or torch.Tag.pointwise in function.tags
+            self.made.steps.append(Step(name, self.layers[-1], reads, writes, shape, elementwise))
+        return result
+
+    def _numbers(self, value: Any) -> list[int]:
+        found = (self.stored.number(x, self.made.elements) for x in _tensors(value))
+        return list(dict.fromkeys(number for number in found if number is not None))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def _layer_stack(runner: nn.Module) -> list[str]:
+    """A list whose last element is, while the model runs, the name of the innermost running module."""
+    stack = [""]
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    for name, module in runner.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: stack.append(name))
+        module.register_forward_hook(leave)
+    return stack
