@@ -16,8 +16,8 @@ from lib.models.language_model import LSTMLanguageModel
 class LanguageModelling(nn.Module):
     """A language model with the loss that :func:`lib.training.fit` asks for.
 
-    Its state is carried from step to step, as a buffer, so that a training that was killed goes on with it. No gradient passes through it:
-    truncated back-propagation through time.
+    Its state is carried from step to step, as a buffer, so that a training that was killed goes on with it.
+    No gradient passes through it: truncated back-propagation through time.
 
     Parameters
     ----------
