@@ -1,0 +1,167 @@
+"""AIWQ: activation instability induced by weight quantisation (PROFIT, Park & Yoo, ECCV 2020).
+
+A small step of the weights may move some of them across a rounding threshold, and then the quantised weights
+jump. How much the layer's *output* changes for the *same input* is the instability of the layer.
+
+After the authors' code (commit c5e2f62), without its traps: there, on anything but the first graphics card
+nothing is measured and the ranking is the order of definition; behind h-swish the old output is padded with
+zero and the new one with −3/8; when no channel is left the running value becomes NaN for good; and the
+running value starts at zero, so that short samplings are ranked before it has warmed up.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantization.quantizer import Quantizer
+
+
+def moments(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation of each channel, over batch and positions.
+
+    Parameters
+    ----------
+    output : (batch, channels, ...)
+
+    Returns
+    -------
+    mean, std : (channels,)
+    """
+    dims = [0, *range(2, output.dim())]
+    variance, mean = torch.var_mean(output, dim=dims)
+    return mean, variance.sqrt()
+
+
+def divergence(new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(new ‖ old) of two normal distributions per channel, averaged over channels.
+
+    ln(σ'/σ) + (σ² + (μ − μ')²) / (2 σ'²) − 1/2, with μ', σ' of the old output. Channels with σ = 0 or σ' = 0
+    are left out; without any channel left the result is 0.
+
+    Parameters
+    ----------
+    new, old
+        Mean and standard deviation, each (channels,).
+
+    Returns
+    -------
+    () float64, never negative: the ratio σ/σ' is taken once, so that rounding cancels
+    """
+    (mean, std), (old_mean, old_std) = ((m.double(), s.double()) for m, s in (new, old))
+    kept = (std > 0) & (old_std > 0)
+    mean, std, old_mean, old_std = (value[kept] for value in (mean, std, old_mean, old_std))
+    if not len(std):
+        return std.sum()
+    excess = std / old_std - 1
+    shift = (mean - old_mean) / old_std
+    # r²/2 − 1/2 − ln r with r = 1 + e is e + e²/2 − log1p(e), precise for small e.
+    return (excess + excess.square() / 2 - torch.log1p(excess) + shift.square() / 2).mean().clamp_min(0)
+
+
+class Instability:
+    """Measures the AIWQ of every quantised convolution while a network trains.
+
+    Use as a context manager around the training. In each training forward, a layer's output is compared with
+    what the quantised weights of the forward before it would have given on the same input.
+
+    Parameters
+    ----------
+    model
+        With quantised convolutions, converted or in the authors' layout.
+    every
+        Measure each so many forwards; the layer's work doubles in those.
+    rate
+        None: plain mean over all samples. Else the rate of an exponential average that starts at 0, 0.001 in
+        the authors' code, which needs thousands of iterations to mean anything.
+    discard_above
+        Samples above this are left out.
+    skip
+        First forwards that are not measured.
+
+    Attributes
+    ----------
+    samples : dict
+        Measured values by name of the layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int = 1,
+        rate: float | None = None,
+        discard_above: float = 1.0,
+        skip: int = 0,
+    ) -> None:
+        if every < 1 or skip < 0:
+            raise ValueError(f"every is at least 1 and skip at least 0, got {every} and {skip}")
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d) and hasattr(module, "quantized_weight")
+        }
+        if not self.layers:
+            raise ValueError("the network has no quantised convolution to measure")
+        self.every, self.rate, self.discard_above, self.skip = every, rate, discard_above, skip
+        self.samples: dict[str, list[float]] = {name: [] for name in self.layers}
+        self._calls = dict.fromkeys(self.layers, 0)
+        self._before: dict[str, Tensor] = {}
+        self._input: dict[str, Tensor] = {}
+        self._handles: list = []
+
+    def __enter__(self) -> Self:
+        for name, layer in self.layers.items():
+            quantizer = getattr(layer, "input_quantizer", None)
+            if isinstance(quantizer, Quantizer):
+                self._handles.append(quantizer.register_forward_hook(self._keep_input(name)))
+            self._handles.append(layer.register_forward_hook(self._measure(name)))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._input.clear()
+
+    def values(self) -> dict[str, float]:
+        """AIWQ by name of the layer; NaN where nothing was measured."""
+        return {name: self._average(samples) for name, samples in self.samples.items()}
+
+    def _average(self, samples: list[float]) -> float:
+        if not samples:
+            return float("nan")
+        if self.rate is None:
+            return sum(samples) / len(samples)
+        average = 0.0
+        for sample in samples:
+            average += self.rate * (sample - average)
+        return average
+
+    def _keep_input(self, name: str):
+        def hook(module, inputs, output):
+            self._input[name] = output.detach()
+
+        return hook
+
+    def _measure(self, name: str):
+        layer = self.layers[name]
+
+        @torch.no_grad()
+        def hook(module, inputs, output):
+            x = self._input.pop(name, inputs[0])
+            if not layer.training:
+                return
+            before, weight = self._before.get(name), layer.quantized_weight().detach().clone()
+            self._before[name] = weight
+            self._calls[name] += 1
+            count = self._calls[name] - 1  # the first forward has no other before it
+            if before is None or count <= self.skip or (count - self.skip - 1) % self.every:
+                return
+            value = float(divergence(moments(output), moments(layer.compute(x, before))))
+            if value <= self.discard_above:  # NaN is not
+                self.samples[name].append(value)
+
+        return hook
