@@ -107,7 +107,11 @@ def status(evidence: Mapping[str, Evidence], root: Path) -> str:
     rows = {"Python": [one.provenance.python for one in evidence.values()]}
     for name in sorted(packages, key=lambda name: (name.lower() not in asked_for, name.lower())):
         rows[name] = [one.provenance.packages.get(name, "–") for one in evidence.values()]
-    head = ["| package | " + " | ".join(evidence) + " |", "|---" * (len(evidence) + 1) + "|"]
+    columns = list(evidence)
+    found = {name: sorted(set(versions) - {"–"}) for name, versions in rows.items()}
+    if all(len(versions) == 1 for versions in found.values()):  # one column says it for all chapters
+        rows, columns = found, ["all chapters"]
+    head = ["| package | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     body = [f"| {cell(name)} | " + " | ".join(versions) + " |" for name, versions in rows.items()]
     main = 1 + sum(name.lower() in asked_for for name in packages)
     lines += ["", "## Versions", "", *head, *body[:main], ""]

@@ -56,6 +56,17 @@ def test_status_has_time_memory_commit_and_versions(evidence, tmp_path):
     assert all(version in text for version in made.packages.values())
 
 
+def test_versions_are_told_apart_only_where_they_differ(evidence, tmp_path):
+    made = evidence.provenance
+    other = made.model_copy(update={"packages": {**made.packages, "numpy": "0.1"}})
+    same = fragments.status({"one": evidence, "two": evidence}, tmp_path)
+    assert "| package | all chapters |" in same and f"| numpy | {made.packages['numpy']} |" in same
+    differ = fragments.status(
+        {"one": evidence, "two": evidence.model_copy(update={"provenance": other})}, tmp_path
+    )
+    assert "| package | one | two |" in differ and f"| numpy | {made.packages['numpy']} | 0.1 |" in differ
+
+
 def test_downloads_are_the_schema_and_the_evidence(evidence, tmp_path):
     fragments.write(tmp_path, {"template": evidence}, tmp_path / "out", repository="https://github.com/a/b")
     assert Evidence.load(tmp_path / "out/template.evidence.json") == evidence
