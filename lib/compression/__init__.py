@@ -1,1 +1,1 @@
-"""Rank selection and tensor decompositions."""
+"""Rank selection by variational Bayes, Tucker decompositions, and the replacement of layers by them."""
