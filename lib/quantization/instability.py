@@ -51,7 +51,7 @@ def divergence(new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor
     () float64, never negative: the ratio σ/σ' is taken once, so that rounding cancels
     """
     (mean, std), (old_mean, old_std) = ((m.double(), s.double()) for m, s in (new, old))
-    kept = (std > 0) & (old_std > 0)
+    kept = (std != 0) & (old_std != 0)  # NaN is kept, and gives NaN
     mean, std, old_mean, old_std = (value[kept] for value in (mean, std, old_mean, old_std))
     if not len(std):
         return std.sum()
