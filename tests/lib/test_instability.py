@@ -36,12 +36,10 @@ def test_known_values():
 
 
 def test_no_float_noise_below_zero():
-    """In float32 the plain formula gives −2e-10 and the like for equal distributions."""
+    """A relative change of 1e-6 of every deviation is 1e-12, to a few percent."""
     std = random(1000).exp()
     assert divergence((std, std * (1 + 1e-7)), (std, std)).item() >= 0
     ratio = 1 + 1e-6 * random(1000)
-    plain = (ratio.square() / 2 - 0.5 - ratio.log()).mean().item()  # in float32
-    assert plain != pytest.approx(1e-12, rel=0.5)
     zeros, ones = torch.zeros(1000), torch.ones(1000)
     precise = divergence((zeros, ratio), (zeros, ones)).item()
     assert precise == pytest.approx(1e-12, rel=0.2)
