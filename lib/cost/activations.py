@@ -35,6 +35,8 @@ NORMALISATION = (
     "_native_batch_norm_legit_no_training",
 )
 
+#: Copies in another order, which the layer before could as well have written so; torch tags `clone` itself.
+PERMUTATIONS = ("channel_shuffle", "native_channel_shuffle")
 #: Operators with further results, statistics or positions, that inference does not need.
 WITH_EXTRAS = (*(f"max_pool{d}d_with_indices" for d in (2, 3)), "native_layer_norm", "native_group_norm")
 
@@ -79,6 +81,7 @@ def trace(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Any = None,
+    method: str = "forward",
     device: str | None = "meta",
 ) -> Trace:
     """Run a model for inference and write down which activation each operator reads and writes.
@@ -91,7 +94,7 @@ def trace(
     made.inputs = [stored.number(x, made.elements) for x in _tensors(arguments)]
     layers = _layer_stack(runner)
     with _Watch(made, stored, layers):
-        result = run(runner, arguments)
+        result = run(runner, arguments, method)
     made.outputs = [stored.number(x, made.elements) for x in _tensors(result)]
     return made
 
@@ -101,6 +104,7 @@ def live_activations(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Any = None,
+    method: str = "forward",
     inplace_add: bool = True,
     device: str | None = "meta",
 ) -> pd.DataFrame:
@@ -108,12 +112,12 @@ def live_activations(
 
     At a step live what it reads, what it writes and what a later step reads: skip connections, branches,
     the parts of a concatenation. Weights do not count. Element-wise operators on one activation
-    (normalisation by fixed statistics, ReLU …) are fused with what comes before: they overwrite their input
-    unless it is read later.
+    (normalisation by fixed statistics, ReLU …) and copies in another order (a channel shuffle) are fused with
+    what comes before: they overwrite their input unless it is read later.
 
     Parameters
     ----------
-    model, input_shape, inputs, device
+    model, input_shape, inputs, method, device
         As :func:`lib.cost.operations.count_operations`.
     inplace_add
         Whether an element-wise operator on several activations, as the addition of a skip connection,
@@ -123,7 +127,7 @@ def live_activations(
     -------
     DataFrame with a row per step: ``operator``, ``layer``, ``output_shape``, ``live`` (elements).
     """
-    made = trace(model, input_shape, inputs=inputs, device=device)
+    made = trace(model, input_shape, inputs=inputs, method=method, device=device)
     last = made.last_reads()
     owner = list(range(len(made.elements)))  # whose memory an activation lies in
     alive = set(made.inputs)
@@ -411,7 +415,7 @@ class _Watch(TorchDispatchMode):
         view = all(number < known for number in writes) and not function._schema.is_mutable
         if writes and not view:
             shape = tuple(_tensors(main)[0].shape)
-            elementwise = name in NORMALISATION or torch.Tag.pointwise in function.tags
+            elementwise = name in NORMALISATION + PERMUTATIONS or torch.Tag.pointwise in function.tags
             self.made.steps.append(Step(name, self.layers[-1], reads, writes, shape, elementwise))
         return result
 

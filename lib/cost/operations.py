@@ -54,6 +54,7 @@ def count_operations(
     input_shape: Sequence[int] | None = None,
     *,
     inputs: Any = None,
+    method: str = "forward",
     device: str | None = "meta",
     outside: str = "warn",
 ) -> pd.DataFrame:
@@ -70,6 +71,8 @@ def count_operations(
     inputs
         Instead of a shape: the input itself, or a tuple of positional inputs (integers for embeddings,
         several tensors, nested containers). Their values are not used on the meta device.
+    method
+        What to call: the model itself, or a method of it by name.
     device
         ``"meta"`` takes no memory. ``None`` runs on the model's own tensors where they are, for a model
         that looks at values on its way.
@@ -159,7 +162,7 @@ def count_operations(
             module.register_forward_pre_hook(enter)
             module.register_forward_hook(leave(name), with_kwargs=True)
     with torch_count:
-        run(runner, arguments)
+        run(runner, arguments, method)
     if not rows:
         raise ValueError(f"{type(model).__name__} runs no layer with weights (convolution, linear, …)")
     rest = {kind: flops - inside.get(kind, 0) for kind, flops in seen().items()}
@@ -257,7 +260,7 @@ def prepare(
     return runner, tree_map_only(Tensor, lambda tensor: tensor.to(place), arguments)
 
 
-def run(runner: nn.Module, arguments: tuple, *, gradients: bool = False) -> Any:
+def run(runner: nn.Module, arguments: tuple, method: str = "forward", *, gradients: bool = False) -> Any:
     """Run what :func:`prepare` made, without fused kernels that hide their products.
 
     Raises
@@ -267,7 +270,7 @@ def run(runner: nn.Module, arguments: tuple, *, gradients: bool = False) -> Any:
     """
     try:
         with torch.set_grad_enabled(gradients), _separate_attention():
-            return runner(*arguments)
+            return (runner if method == "forward" else getattr(runner, method))(*arguments)
     except CountsDiffer:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
