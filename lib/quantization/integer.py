@@ -17,7 +17,7 @@ from torch import Tensor
 INT16 = (-(2**15), 2**15 - 1)
 PAIR = 2  # products that vpmaddubsw adds before anything else happens
 MAXIMUM_DEPTH = (2**31 - 1) // (255 * 128)  # products of 8 bits that a 32-bit sum always holds: 65 793
-ELEMENTS_AT_ONCE = 1 << 22
+ENTRIES_AT_ONCE = 1 << 16  # emulated together: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,13 @@ def gemm_i32(activation: Tensor, weight: Tensor) -> Tensor:
     _check_operands(activation, weight)
     if weight.shape[1] > MAXIMUM_DEPTH:
         raise ValueError(f"K must be at most {MAXIMUM_DEPTH} for sums to fit 32 bits, got {weight.shape[1]}")
-    # Integers up to 2^53 are exact in float64, and BLAS is far faster than integer matrix products.
-    return (activation.double() @ weight.double().T).int()
+    return _exact_product(activation, weight).int()
+
+
+def _exact_product(activation: Tensor, weight: Tensor) -> Tensor:
+    """``activation @ weight.T`` in a real type that holds every sum exactly: BLAS beats integer products."""
+    real = torch.float32 if weight.shape[1] * 255 * 128 <= 2**24 else torch.float64
+    return activation.to(real) @ weight.to(real).T
 
 
 class Accumulated(NamedTuple):
@@ -151,41 +156,42 @@ def gemm_i16(activation: Tensor, weight: Tensor, *, spill_every: int | None = No
     -----
     Activations are not negative, so each partial sum of a block lies between the sum of its negative and of
     its positive products. Where both fit 16 bits nothing can be cut, and two matrix products give the result.
-    Only the other entries are emulated step by step; memory is bounded by working on a part of them at once.
+    Only the other entries are emulated, step by step, some of them at once.
     """
     _check_operands(activation, weight)
     rows, depth = activation.shape
     spill = depth + depth % PAIR if spill_every is None else spill_every
     if spill < PAIR or spill % PAIR:
         raise ValueError(f"spill_every must be even and at least 2, got {spill_every}")
-    total = torch.zeros(rows, len(weight), dtype=torch.int64)
+    total = torch.zeros(rows, len(weight), dtype=torch.int32)
     saturated = torch.zeros(rows, len(weight), dtype=torch.bool)
     for start in range(0, depth, spill):
         a, w = activation[:, start : start + spill], weight[:, start : start + spill].short()
-        positive = a.double() @ w.clamp(min=0).double().T
-        negative = a.double() @ w.clamp(max=0).double().T
-        block = (positive + negative).long()
+        positive = _exact_product(a, w.clamp(min=0))
+        negative = _exact_product(a, w.clamp(max=0))
+        block = (positive + negative).int()
         at_risk = ((positive > INT16[1]) | (negative < INT16[0])).nonzero()
-        for part in at_risk.split(max(1, ELEMENTS_AT_ONCE // a.shape[1])):
+        for part in at_risk.split(ENTRIES_AT_ONCE):
             m, n = part.unbind(1)
-            block[m, n], cut = _saturating_sum(a[m].int() * w[n].int())
+            block[m, n], cut = _saturating_sums(a.T.short().contiguous(), w.T.contiguous(), m, n)
             saturated[m, n] |= cut
         total += block
-    return Accumulated(total.int(), saturated)
+    return Accumulated(total, saturated)
 
 
-def _saturating_sum(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of products int32 (S, k) pair by pair in 16 bits, and whether anything was cut."""
-    if products.shape[1] % PAIR:
-        products = torch.nn.functional.pad(products, (0, 1))
-    exact = products.unflatten(1, (-1, PAIR)).sum(-1)
-    pairs = exact.clamp(*INT16)
-    cut = (pairs != exact).any(1)
-    total = torch.zeros(len(products), dtype=torch.int64)
-    for pair in pairs.unbind(1):
-        exact = total + pair
-        total = exact.clamp(*INT16)
-        cut |= total != exact
+def _saturating_sums(a: Tensor, w: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (m, n) of ``aᵀ w``, int16 (k, M) and (k, N), summed in 16 bits; and whether each was cut."""
+    total = torch.zeros(len(m), dtype=torch.int32)
+    cut = torch.zeros(len(m), dtype=torch.bool)
+    for pair in torch.arange(len(a)).split(PAIR):
+        # A product of 8 bits with 8 bits fits 16.
+        products = [a[k].index_select(0, m) * w[k].index_select(0, n) for k in pair.tolist()]
+        exact = sum(product.int() for product in products)
+        added = exact.clamp(*INT16)
+        cut |= added != exact
+        added += total
+        total = added.clamp(*INT16)
+        cut |= total != added
     return total, cut
 
 
@@ -227,9 +233,13 @@ def affine_gemm(
         raise ValueError("scales: one for the activation, one or one per output channel for the weight")
     total = gemm_i32(activation, weight) if accumulated is None else accumulated
     zero_x, zero_w = activation_quantizer.zero_point, weight_quantizer.zero_point
-    bracket = total.long() - zero_w * activation.sum(1, keepdim=True, dtype=torch.int64)
-    bracket = bracket - zero_x * weight.sum(1, dtype=torch.int64) + weight.shape[1] * zero_x * zero_w
-    return (activation_quantizer.scale * weight_quantizer.scale * bracket).float()
+    bracket = total.double()  # integers of this size are exact
+    bracket -= zero_x * weight.sum(1, dtype=torch.int64)
+    if zero_w.any():
+        bracket -= zero_w * activation.sum(1, keepdim=True, dtype=torch.int64)
+        bracket += weight.shape[1] * zero_x * zero_w
+    bracket *= activation_quantizer.scale * weight_quantizer.scale
+    return bracket.float()
 
 
 def _check_bits(bits: int) -> None:
