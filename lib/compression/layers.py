@@ -216,21 +216,35 @@ def largest_within(
     return low
 
 
-def initialise_gaussian(model: nn.Module) -> nn.Module:
-    """Draw all convolution and fully connected weights anew, as He et al. (2015) do; biases become 0.
+def initialise_gaussian(model: nn.Module, std: float | None = None) -> nn.Module:
+    """Draw all convolution and fully connected weights anew from a Gaussian; biases become 0.
 
-    Normal with variance 2/fan_in where a rectifier follows. Behind ``reduce`` and ``core`` none does: there
-    the variance is 1/fan_in, so that a factored layer passes on as much variance as a whole one.
+    Parameters
+    ----------
+    std : float, optional
+        Standard deviation of all weights; AlexNet's paper has 0.01. If not given, that of He et al. (2015):
+        variance 2/fan_in where a rectifier follows. Behind ``reduce`` and ``core`` none does: there the
+        variance is 1/fan_in, so that a factored layer passes on as much variance as a whole one.
 
     Returns
     -------
     nn.Module
         The same model.
+
+    Raises
+    ------
+    ValueError
+        ``std`` is not positive.
     """
+    if std is not None and not std > 0:
+        raise ValueError(f"std must be positive, got {std}")
     for name, layer in model.named_modules():
         if type(layer) in (nn.Conv2d, nn.Linear):
             chained = name.rpartition(".")[2] in ("reduce", "core")
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if chained else "relu")
+            if std is None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if chained else "relu")
+            else:
+                nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return model

@@ -39,6 +39,8 @@ class VGG(nn.Module):
         Factor on all channels and hidden units, rounded; 1 is the network as given.
     dropout : float
         After each hidden fully connected layer, in training.
+    batch_norm : bool
+        Normalise the output of each convolution; torchvision's ``vgg16_bn`` has the same names then.
 
     Attributes
     ----------
@@ -57,6 +59,7 @@ class VGG(nn.Module):
         input_size: int = 224,
         width: float = 1.0,
         dropout: float = 0.5,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         check_positive(num_classes=num_classes, channels=channels, width=width)
@@ -69,7 +72,9 @@ class VGG(nn.Module):
         for stage in stages:
             for planned in stage:
                 outputs = max(1, round(width * planned))
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+                layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+                layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
+                layers.append(nn.ReLU(inplace=True))
                 inputs = outputs
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)

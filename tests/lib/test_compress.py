@@ -329,3 +329,6 @@ def test_gaussian_initialisation_keeps_the_variance_through_a_chain():
     nn.init.kaiming_normal_(model[1].core.weight)  # a rectifier's factor where there is none: twice as much
     assert model[1](x)[..., 2:-2, 2:-2].var().item() > 3
     assert np.isclose(model[1].expand.bias.detach(), 0).all()
+    assert initialise_gaussian(model, 0.01)[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        initialise_gaussian(model, 0.0)

@@ -76,6 +76,14 @@ def test_small_networks_of_the_same_plan():
     assert VGGS(width=1 / 16, num_classes=7).eval()(torch.randn(1, 3, 224, 224)).shape == (1, 7)
 
 
+def test_batch_normalisation_has_torchvisions_names():
+    keys = on_meta(VGG, batch_norm=True).state_dict()
+    assert {"features.0.weight", "features.1.running_mean", "features.40.weight", "features.41.bias"} <= set(
+        keys
+    )
+    assert keys["features.40.weight"].shape == (512, 512, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("build", "options", "match"),
     [
