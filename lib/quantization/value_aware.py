@@ -1,0 +1,494 @@
+"""Value-aware quantization: few bits for most values, full precision for the few largest.
+
+Park, Yoo and Vajda, "Value-aware Quantization for Training and Inference of Neural Networks", ECCV 2018. A
+tensor of N elements is split at a magnitude: the ``round(ratio * N)`` largest are kept as they are, in a
+sparse list of values and places; the others get b-bit codes on a uniform grid that has to reach only as far
+as the largest of *them*. Three grids:
+
+=============  =====================================================================================
+``unsigned``   V-Quant of non-negative values: 2^b - 1 steps from 0 to the largest small value
+``relu``       RV-Quant of ReLU outputs: two codes stand for zero, "the ReLU was closed" (code 0) and
+               "open, but rounded to zero" (code 1), so that the ReLU's derivative survives any rounding;
+               2^b - 2 steps remain
+``signed``     of weights and other signed values: 2^b - 1 levels, symmetric around zero
+=============  =====================================================================================
+
+We could not read the body of the paper. What its abstract leaves open, and we chose: one split and one grid
+per tensor; the top of the grid is the largest small value; rounding half to even; among equal values at the
+split the first in memory are large; zero is never large. `PackedTensor` is the stored form, `ValueAware` the
+quantiser of inference; training with packed activations is in `lib.quantization.saved_tensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.quantization.packing import PLANES, merge_planes, split_planes
+from lib.quantization.quantizer import Grid, Quantizer, straight_through
+
+GridName = Literal["unsigned", "relu", "signed"]
+
+BLOCK = 1 << 18
+"""Elements worked on at a time on a CPU: block and buffers stay in the second-level cache."""
+
+SCAN = 1 << 16
+"""Elements searched for large values at a time: picking them out again wants the block still in the cache."""
+
+SAMPLE = 1 << 14
+"""Elements of the sample that bounds the split."""
+
+TINY = 2.0**-149
+"""The smallest positive float32."""
+
+
+def stored_bits(
+    count: int,
+    bits: int = 3,
+    ratio: float = 0.02,
+    *,
+    value_bits: int = 32,
+    index_bits: int = 32,
+    mask: bool = False,
+) -> int:
+    """Bits of a stored tensor: ``count * bits + round(ratio * count) * (value_bits + index_bits)``.
+
+    The format is inferred: of those tried, the only one that gives the paper's two ratios to full precision,
+    6.1 (V-Quant) and 7.5 (RV-Quant). Codes are dense, also below the large values.
+
+    Parameters
+    ----------
+    count
+        Elements of the tensor.
+    bits, ratio
+        Width of a code, and share of the large values among *all* elements.
+    value_bits, index_bits
+        Of a large value and of its place.
+    mask
+        One more bit per element: the ReLU's derivative, which V-Quant needs and RV-Quant does not.
+    """
+    return count * (bits + mask) + large_count(count, ratio) * (value_bits + index_bits)
+
+
+def large_count(count: int, ratio: float) -> int:
+    """How many of `count` elements are large: ``round(ratio * count)``, half to even."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio is the share of large values, in 0..1, got {ratio!r}")
+    return round(ratio * count)
+
+
+class Split(NamedTuple):
+    """Places and values of the large elements, in memory order, and the largest magnitude of the small."""
+
+    index: Tensor
+    values: Tensor
+    top: float
+
+
+def split(x: Tensor, ratio: float, *, signed: bool = False) -> Split:
+    """Find the exactly ``round(ratio * N)`` values of largest magnitude.
+
+    Parameters
+    ----------
+    x : (...)
+        Finite; without negative values unless `signed`.
+    ratio
+        Share of the large values among all elements, 0 to 1. Zeros are never large: where fewer than that
+        many are not zero, all that are not zero are large.
+    signed
+        Compare magnitudes.
+
+    Returns
+    -------
+    Split
+        ``index`` int64 (k,), ascending, counts elements in the order of memory; ``values`` (k,).
+
+    Notes
+    -----
+    Exact, in one read of ``x``: a sample gives a bound that somewhat more than k elements pass, and only
+    those are searched for the k-th. Should the sample mislead, the bound is lowered and ``x`` read again.
+    """
+    return _split(_in_memory_order(_checked(x)), ratio, signed)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A value-aware quantised tensor as it is stored.
+
+    Attributes
+    ----------
+    codes : uint8, (bits, ceil(N / 8))
+        Packed codes of all N elements, in the order of memory; those of large values are ignored.
+    values : float32 or float16, (k,)
+        The large values.
+    index : int32, (k,)
+        Their places.
+    step
+        Distance of two levels of the grid.
+    grid
+        Name of the grid.
+    shape, stride, dtype
+        Of the tensor, whose memory layout comes back with it.
+    """
+
+    codes: Tensor
+    values: Tensor
+    index: Tensor
+    step: float
+    grid: GridName
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return self.codes.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, values and places."""
+        return self.codes.nbytes + self.values.nbytes + self.index.nbytes
+
+    def decode(self) -> Tensor:
+        """The quantised tensor: large values as they were, the others on the grid."""
+
+        def values(codes: Tensor, out: Tensor) -> None:
+            out.copy_(codes)
+            if self.grid == "relu":
+                out.sub_(1).clamp_(min=0)
+            elif self.grid == "signed":
+                out.add_(_limits(self.bits, "signed")[0])
+            out.mul_(self.step)
+
+        return self._laid_out(self._flat(values), self.values)
+
+    def mask(self) -> Tensor:
+        """Where the ReLU was open, as 1 and 0 in the tensor's type; exact at any number of bits."""
+        if self.grid != "relu":
+            raise ValueError(f"only the grid 'relu' knows where the ReLU was open, this is {self.grid!r}")
+        return self._laid_out(self._flat(lambda codes, out: out.copy_(codes).clamp_(max=1)), None)
+
+    def _flat(self, write) -> Tensor:
+        out = torch.empty(PLANES, self.codes.shape[1], device=self.codes.device)
+        buffer = torch.empty(PLANES, _width(out), dtype=torch.uint8, device=out.device)
+        for packed, values in _blocks(self.codes, out):
+            write(split_planes(packed, buffer[:, : values.shape[1]]), values)
+        return out.view(-1)
+
+    def _laid_out(self, flat: Tensor, values: Tensor | None) -> Tensor:
+        if self.index.numel():
+            flat[self.index.long()] = 1.0 if values is None else values.float()
+        return flat.as_strided(self.shape, self.stride).to(self.dtype)
+
+
+def encode(
+    x: Tensor,
+    bits: int = 3,
+    ratio: float = 0.02,
+    *,
+    grid: GridName = "relu",
+    value_dtype: torch.dtype = torch.float32,
+) -> PackedTensor:
+    """Quantise and pack a tensor.
+
+    Parameters
+    ----------
+    x : (...)
+        float32, or a narrower floating type; finite; not negative unless the grid is ``signed``. Any memory
+        layout: one without gaps is kept (channels last, transposed), others are made contiguous.
+    bits
+        Width of a code, 1 to 8 (``signed``: 2 to 8).
+    ratio
+        Share of large values among all elements.
+    grid
+        See the table above.
+    value_dtype
+        Of the stored large values: float32 (training), float16 (inference).
+
+    Raises
+    ------
+    ValueError
+        Anything of the above does not hold.
+
+    Notes
+    -----
+    Memory beyond the result: a few blocks, and what passes the sampled bound (a few hundredths of ``x``).
+    """
+    flat = _prepared(x, bits, ratio, grid)
+    large = _split(flat, ratio, grid == "signed")
+    step = _step(large.top, bits, grid)
+    width = -(-flat.numel() // PLANES)
+    padded = F.pad(flat, (0, missing)) if (missing := PLANES * width - flat.numel()) else flat
+    planes = padded.float().view(PLANES, width)
+    codes = torch.empty(bits, width, dtype=torch.uint8, device=x.device)
+    buffer = torch.empty(PLANES, _width(planes), device=x.device)
+    integers, opened = torch.empty(2, PLANES, _width(planes), dtype=torch.uint8, device=x.device)
+    # torch vectorises the conversion to signed bytes only, so codes up to 255 go there less 128.
+    shift = 128 if bits == 8 else 0
+    clip = len(large.index) > 0
+    for block, packed in _blocks(planes, codes):
+        width = slice(block.shape[1])
+        multiples = _to_multiples(block, step, bits, grid, buffer[:, width], clip)
+        if shift or grid == "signed":
+            multiples.sub_(_limits(bits, grid)[0] + shift)
+        integers[:, width].view(torch.int8).copy_(multiples)
+        if shift:
+            integers[:, width].bitwise_xor_(128)
+        if grid == "relu":
+            opened[:, width].view(torch.bool).copy_(block)
+            integers[:, width].add_(opened[:, width])
+        merge_planes(integers[:, width], packed)
+    kept = flat[large.index].to(value_dtype)
+    if not bool(torch.isfinite(kept).all()):
+        raise ValueError(
+            f"a large value does not fit {value_dtype}: {float(flat[large.index].abs().max()):g}"
+        )
+    return PackedTensor(codes, kept, large.index.int(), step, grid, tuple(x.shape), _dense_stride(x), x.dtype)
+
+
+def fake_quantize(
+    x: Tensor,
+    bits: int = 3,
+    ratio: float = 0.02,
+    *,
+    grid: GridName = "relu",
+    value_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``encode(x, ...).decode()``, bit for bit, without the packing. Parameters as for :func:`encode`."""
+    flat = _prepared(x, bits, ratio, grid)
+    large = _split(flat, ratio, grid == "signed")
+    step = _step(large.top, bits, grid)
+    out = torch.empty(flat.shape, device=x.device)
+    for block, values in _blocks(flat, out):
+        _to_multiples(block.float(), step, bits, grid, values, True).mul_(step)
+    out[large.index] = large.values.to(value_dtype).float()
+    return out.as_strided(x.shape, _dense_stride(x)).to(x.dtype)
+
+
+class ValueAware(Quantizer):
+    """V-Quant as a module: the quantiser of the paper's inference with 4 bits and 1 % of 16-bit values.
+
+    Parameters
+    ----------
+    bits
+        Width of a code of the small values; None for full precision.
+    ratio
+        Share of large values, found exactly in every tensor that passes.
+    signed
+        For weights and other signed tensors: symmetric levels. Otherwise negative values are refused.
+    value_dtype
+        Of the large values.
+
+    Notes
+    -----
+    ``forward`` returns grid values *and* the large values as they are, so `levels` has only the former, which
+    follow the last tensor seen; `encode` returns a `PackedTensor`. The gradient passes straight through.
+    """
+
+    allowed = range(1, 9)
+
+    def __init__(
+        self,
+        bits: int | None = 4,
+        *,
+        ratio: float = 0.01,
+        signed: bool = False,
+        value_dtype: torch.dtype = torch.float16,
+    ) -> None:
+        super().__init__(bits)
+        large_count(1, ratio)
+        if signed and bits == 1:
+            raise ValueError("signed values need at least 2 bits, got 1")
+        self.ratio, self.grid_name, self.value_dtype = ratio, "signed" if signed else "unsigned", value_dtype
+        self.register_buffer("step", torch.tensor(1.0))
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values have levels of their own."""
+        return self.grid_name == "signed"
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Quantise and dequantise."""
+        options = dict(grid=self.grid_name, value_dtype=self.value_dtype)
+        return straight_through(x, fake_quantize(x.detach(), self.bits, self.ratio, **options))
+
+    def measure(self, x: Tensor) -> None:
+        """Keep the step that this tensor would get, for `levels`."""
+        self.step.fill_(_step(split(x, self.ratio, signed=self.signed).top, self.bits, self.grid_name))
+
+    def grid(self) -> Grid:
+        """Levels of the small values of the last tensor that `initialise` or `encode` saw."""
+        low, high = _limits(self.bits, self.grid_name)
+        return Grid(self.step, torch.zeros_like(self.step), low, high)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> PackedTensor:
+        """The stored form of ``x``."""
+        self._finite_grid()
+        packed = encode(x, self.bits, self.ratio, grid=self.grid_name, value_dtype=self.value_dtype)
+        self.step.fill_(packed.step)
+        return packed
+
+    def decode(self, codes: PackedTensor) -> Tensor:
+        """Values of a stored tensor: ``decode(encode(x))`` is ``forward(x)``, bit for bit."""
+        return codes.decode()
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, ratio={self.ratio}, grid={self.grid_name}"
+
+
+# --- the grid ----------------------------------------------------------------------------------------------
+
+
+def _limits(bits: int, grid: GridName) -> tuple[int, int]:
+    """Smallest and largest multiple of the step."""
+    if grid == "signed":
+        return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+    return 0, 2**bits - (2 if grid == "relu" else 1)
+
+
+def _step(top: float, bits: int, grid: GridName) -> float:
+    """Distance of two levels, a float32; zero where there is no level but zero."""
+    highest = _limits(bits, grid)[1]
+    step = float(np.float32(top / highest)) if highest else 0.0
+    # Below, 1 / step is no float32 any more: values so small are stored as zero.
+    return step if step >= 2.0**-126 else 0.0
+
+
+def _to_multiples(x: Tensor, step: float, bits: int, grid: GridName, out: Tensor, clip: bool) -> Tensor:
+    """Multiples of the step in ``out``, for large values meaningless; without any, `clip` is not needed."""
+    torch.mul(x, float(np.float32(1) / np.float32(step)) if step else 0.0, out=out)
+    if clip:
+        out.clamp_(*_limits(bits, grid))
+    return out.round_()
+
+
+# --- the split ---------------------------------------------------------------------------------------------
+
+
+def _split(flat: Tensor, ratio: float, signed: bool) -> Split:
+    k = large_count(flat.numel(), ratio)
+    for bound in _bounds(flat, k, signed):
+        passed = _at_least(flat, bound, signed)
+        if len(passed.index) > k:
+            break
+    if not np.isfinite(passed.lowest) or not np.isfinite(passed.highest):
+        raise ValueError(
+            f"values must be finite, got {int((~torch.isfinite(flat)).sum())} NaN or infinite ones"
+        )
+    if passed.lowest < 0 and not signed:
+        raise ValueError(f"values must not be negative for this grid, the lowest is {passed.lowest:g}")
+    index, values = passed.index, passed.values
+    if k == 0:
+        return Split(index[:0], values[:0], max(-passed.lowest, passed.highest))
+    if len(index) <= k:  # as many are not zero
+        return Split(index, values, 0.0)
+    magnitude = values.abs() if signed else values
+    top = magnitude.kthvalue(len(index) - k).values  # the (k+1)-th largest
+    large = magnitude > top
+    if missing := k - int(large.sum()):  # equal values at the split: the first of them
+        large[(magnitude == top).nonzero()[:missing, 0]] = True
+    kept = large.nonzero()[:, 0]
+    return Split(index.index_select(0, kept), values.index_select(0, kept), float(top))
+
+
+def _bounds(flat: Tensor, k: int, signed: bool) -> Iterator[float]:
+    """Falling guesses of a magnitude that more than k elements reach; all but zeros reach the last one."""
+    count = flat.numel()
+    if k == 0:
+        yield float("inf")
+        return
+    sample = flat[:: max(1, count // max(1024, min(SAMPLE, count // 64)))]
+    sample = (sample.abs() if signed else sample).float()
+    expected = (k + 1) * len(sample) / count
+    rank = int(expected + 4 * expected**0.5) + 2
+    while rank < len(sample):
+        bound = float(sample.kthvalue(len(sample) - rank + 1).values)
+        if not bound > 0:
+            break
+        yield bound
+        rank *= 4
+    yield TINY
+
+
+class _Passed(NamedTuple):
+    index: Tensor
+    values: Tensor
+    lowest: float
+    highest: float
+
+
+def _at_least(flat: Tensor, bound: float, signed: bool) -> _Passed:
+    """Places and values, in order, of the elements of at least this magnitude; and the extremes of all."""
+    found, begin, extremes = [], 0, []
+    blocks = flat.split(SCAN if flat.device.type == "cpu" else max(1, flat.numel()))
+    for block in blocks if flat.numel() else ():
+        extremes.append(torch.stack(torch.aminmax(block)))
+        if not bound < float("inf"):
+            continue
+        if flat.device.type == "cpu" and flat.dtype != torch.bfloat16:
+            # NumPy compares and lists several times faster than torch.
+            values = block.numpy()
+            reached = (values >= bound) | (values <= -bound) if signed else values >= bound
+            index = torch.from_numpy(np.flatnonzero(reached))
+        else:
+            index = ((block.abs() if signed else block) >= bound).nonzero()[:, 0]
+        found.append((index + begin, block.index_select(0, index)))
+        begin += len(block)
+    lowest, highest = torch.stack(extremes).float().unbind(1) if extremes else torch.zeros(2, 1)
+    empty = (flat.new_empty(0, dtype=torch.int64), flat.new_empty(0))
+    index, values = (torch.cat(parts) for parts in zip(empty, *found, strict=True))
+    return _Passed(index, values, float(lowest.min()), float(highest.max()))
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def _checked(x: Tensor) -> Tensor:
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"expected float32, float16 or bfloat16, got {x.dtype}")
+    if x.numel() >= 2**31:
+        raise ValueError(f"places are stored in 32 bits: at most 2^31 - 1 elements, got {x.numel()}")
+    return x.detach()
+
+
+def _prepared(x: Tensor, bits: int, ratio: float, grid: GridName) -> Tensor:
+    if grid not in ("unsigned", "relu", "signed"):
+        raise ValueError(f"grid must be 'unsigned', 'relu' or 'signed', got {grid!r}")
+    lowest = 2 if grid == "signed" else 1
+    if isinstance(bits, bool) or bits not in range(lowest, 9):
+        raise ValueError(f"bits of the grid {grid!r} must be in {lowest}..8, got {bits!r}")
+    large_count(1, ratio)
+    return _in_memory_order(_checked(x))
+
+
+def _dense_stride(x: Tensor) -> tuple[int, ...]:
+    """Strides of a tensor like ``x`` without gaps: its own, if it has none."""
+    return torch.empty_like(x, device="meta").stride()
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The elements (N,) in the order of memory; a view where ``x`` has no gaps."""
+    stride = _dense_stride(x)
+    if stride != x.stride():
+        x = torch.empty_like(x).copy_(x)
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _width(tensor: Tensor) -> int:
+    """Length of a block in the last dimension."""
+    rows = tensor.shape[0] if tensor.dim() == 2 else 1
+    return min(tensor.shape[-1], BLOCK // rows if tensor.device.type == "cpu" else tensor.shape[-1])
+
+
+def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same part of both tensors in turn, along the last dimension."""
+    width = max(1, min(_width(first), _width(second)))
+    return zip(first.split(width, dim=-1), second.split(width, dim=-1), strict=True)
