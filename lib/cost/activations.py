@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
 
 from lib.cost.operations import CONVOLUTIONS, TRANSPOSED, prepare, run
 
@@ -43,14 +45,19 @@ WITH_EXTRAS = (*(f"max_pool{d}d_with_indices" for d in (2, 3)), "native_layer_no
 
 @dataclass
 class Step:
-    """One operator that made or changed activations."""
+    """One operator that made or changed activations.
+
+    ``call`` numbers the calls of modules; ``operations`` are those of products, as torch counts them.
+    """
 
     operator: str
     layer: str
+    call: int
     reads: list[int]
     writes: list[int]
     shape: tuple[int, ...]
     elementwise: bool
+    operations: int
 
 
 @dataclass
@@ -276,7 +283,7 @@ def saved_tensors(
         if number is not None and number not in rows:
             storage = tensor.untyped_storage().nbytes()
             rows[number] = {
-                "layer": layers[-1],
+                "layer": layers[-1][0],
                 "shape": tuple(tensor.shape),
                 "dtype": str(tensor.dtype).removeprefix("torch."),
                 "elements": storage // tensor.element_size(),
@@ -399,7 +406,7 @@ class _Storages:
 class _Watch(TorchDispatchMode):
     """Appends a step for every operator that is no mere view of an activation."""
 
-    def __init__(self, made: Trace, stored: _Storages, layers: list[str]) -> None:
+    def __init__(self, made: Trace, stored: _Storages, layers: list[tuple[str, int]]) -> None:
         super().__init__()
         self.made, self.stored, self.layers = made, stored, layers
 
@@ -416,7 +423,11 @@ class _Watch(TorchDispatchMode):
         if writes and not view:
             shape = tuple(_tensors(main)[0].shape)
             elementwise = name in NORMALISATION + PERMUTATIONS or torch.Tag.pointwise in function.tags
-            self.made.steps.append(Step(name, self.layers[-1], reads, writes, shape, elementwise))
+            count_products = flop_registry.get(function.overloadpacket, _none)
+            operations = count_products(*args, **(kwargs or {}), out_val=result)
+            self.made.steps.append(
+                Step(name, *self.layers[-1], reads, writes, shape, elementwise, operations)
+            )
         return result
 
     def _numbers(self, value: Any) -> list[int]:
@@ -424,18 +435,29 @@ class _Watch(TorchDispatchMode):
         return list(dict.fromkeys(number for number in found if number is not None))
 
 
+def _none(*args: Any, **kwargs: Any) -> int:
+    return 0
+
+
 def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-def _layer_stack(runner: nn.Module) -> list[str]:
-    """A list whose last element is, while the model runs, the name of the innermost running module."""
-    stack = [""]
+def _layer_stack(runner: nn.Module) -> list[tuple[str, int]]:
+    """A list whose last element is, while the model runs, name and call of the innermost running module."""
+    stack = [("", 0)]
+    calls = count(1)
+
+    def enter(name: str):
+        def hook(*_: Any) -> None:
+            stack.append((name, next(calls)))
+
+        return hook
 
     def leave(*_: Any) -> None:
         stack.pop()
 
     for name, module in runner.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: stack.append(name))
+        module.register_forward_pre_hook(enter(name))
         module.register_forward_hook(leave)
     return stack
