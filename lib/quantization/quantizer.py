@@ -252,33 +252,31 @@ class _FakeQuantize(torch.autograd.Function):
         dtype, g = g.dtype, _laid_out_as(_computable(g), x)
         s_in, b_in, s_out = (_scale(value, g) for value in (step, offset, out_step))
         ratio, dx = s_out / s_in, torch.empty_like(g)
-        sums: dict[int, list[Tensor]] = {i: [] for i in range(1, 6) if ctx.needs_input_grad[i]}
+        need, low, high = ctx.needs_input_grad, ctx.low, ctx.high
+        sums = dict.fromkeys((i for i in range(1, 6) if need[i]), 0.0)
         for grad, out, block in _blocks(s_in, g, dx, x):
             u = _to_grid(block, s_in, b_in)
-            torch.ops.aten.hardtanh_backward.grad_input(grad, u, ctx.low, ctx.high, grad_input=out)
-            if 1 in sums:
-                sums[1].append(_inner(out, u))
-            if 2 in sums:
-                sums[2].append(out.sum(-1))
-            if 3 in sums or 5 in sums:
-                k = u.clamp_(ctx.low, ctx.high).round_()
-            if 3 in sums:
-                sums[3].append(_inner(grad, k))
-            if 4 in sums:
-                sums[4].append(grad.sum(-1))
-            if 5 in sums:
-                sums[5].append(_inner(grad - out, k.sign_()))
+            torch.ops.aten.hardtanh_backward.grad_input(grad, u, low, high, grad_input=out)
+            if need[1]:
+                sums[1] += _inner(out, u)
+            if need[2]:
+                sums[2] += _total(out)
+            if need[3] or need[5]:
+                k = u.clamp_(low, high).round_()
+            if need[3]:
+                sums[3] += _inner(grad, k)
+            if need[4]:
+                sums[4] += _total(grad)
+            if need[5]:
+                sums[5] += _inner(grad - out, k.sign_())
             if not ctx.tied:
                 out.mul_(ratio)
-        total = {i: torch.stack(parts).double().sum(0) for i, parts in sums.items()}
-        factor = -ratio.double().reshape(-1) if ratio.dim() else -ratio.double()
-        for i in {1, 2} & total.keys():
-            total[i] = total[i] * factor
-        grads = [
-            total[i].to(step.dtype).reshape(shape) if i in total else None
-            for i, shape in enumerate(ctx.shapes, start=1)
-        ]
-        return dx.to(dtype) if ctx.needs_input_grad[0] else None, *grads, None, None, None
+        factor = -ratio.double()[:, 0] if isinstance(ratio, Tensor) and ratio.dim() else -ratio
+        grads = [None] * 5
+        for i, total in sums.items():
+            total = torch.as_tensor(total * factor if i < 3 else total, dtype=step.dtype, device=step.device)
+            grads[i - 1] = total.reshape(ctx.shapes[i - 1])
+        return dx.to(dtype) if need[0] else None, *grads, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -343,22 +341,25 @@ def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(other, dtype=x.dtype).copy_(x)
 
 
-def _scale(value: Tensor | None, x: Tensor) -> Tensor | None:
-    """A step or an offset as () for one number, (channels, 1) for one per channel."""
+def _scale(value: Tensor | None, x: Tensor) -> float | Tensor | None:
+    """A step or an offset: a number, or (channels, 1).
+
+    On a CPU one number is a Python float, which operators take fastest; elsewhere asking for it would wait
+    for the device, so it stays a tensor of shape ().
+    """
     if value is None:
         return None
-    value = value.detach().to(x.dtype)
     if value.numel() == 1:
-        return value.reshape(())
+        return value.item() if x.device.type == "cpu" else value.detach().to(x.dtype).reshape(())
     if not x.dim() or value.shape != (x.shape[0],):
         shapes = f"{tuple(value.shape)} and {tuple(x.shape)}"
         raise ValueError(f"one step per channel needs as many as dimension 0 has, got shapes {shapes}")
-    return value[:, None]
+    return value.detach().to(x.dtype)[:, None]
 
 
-def _blocks(step: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _blocks(step: float | Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same part of every tensor in turn: flat blocks, or all of it as (channels, rest)."""
-    if step.dim():
+    if isinstance(step, Tensor) and step.dim():
         channels = step.shape[0]
         yield tuple(_channel_rows(tensor, channels) for tensor in tensors)
         return
@@ -375,14 +376,26 @@ def _channel_rows(tensor: Tensor, channels: int) -> Tensor:
     return tensor.as_strided((channels, tensor.numel() // channels), (tensor.numel() // channels, 1))
 
 
-def _to_grid(x: Tensor, step: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
+def _to_grid(
+    x: Tensor, step: float | Tensor, offset: float | Tensor | None, out: Tensor | None = None
+) -> Tensor:
     if offset is None:
         return torch.div(x, step, out=out)
     return torch.sub(x, offset, out=out).div_(step)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a, b) if a.dim() == 1 else (a * b).sum(-1)
+def _inner(a: Tensor, b: Tensor) -> float | Tensor:
+    """Inner product of flat blocks, or of each row."""
+    if a.dim() == 2:
+        return (a * b).sum(-1).double()
+    product = torch.dot(a, b)
+    return product.item() if a.device.type == "cpu" else product.double()
+
+
+def _total(a: Tensor) -> float | Tensor:
+    """Sum of a flat block, or of each row."""
+    total = a.sum(-1)
+    return total.item() if a.dim() == 1 and a.device.type == "cpu" else total.double()
 
 
 def _along_first(value: Tensor, x: Tensor) -> Tensor:
