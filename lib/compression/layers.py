@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.compression.spectrum import as_matrix
+from lib.compression.spectrum import as_matrix, squared_singular_values
 from lib.compression.tucker import Tucker, truncated_svd, tucker1, tucker2
 from lib.compression.vbmf import evbmf
 
@@ -73,6 +73,20 @@ class Compressed:
 def evbmf_rank(unfolding: np.ndarray) -> int:
     """The paper's rule: the rank of `lib.compression.vbmf.evbmf`."""
     return evbmf(unfolding).rank
+
+
+def energy_rank(unfolding: np.ndarray, share: float = 0.9) -> int:
+    """The usual rule of thumb: as many components as hold ``share`` of the squared singular values.
+
+    Raises
+    ------
+    ValueError
+        ``share`` is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    held = np.cumsum(squared_singular_values(as_matrix(unfolding)))
+    return int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1 if held[-1] else 0
 
 
 def compress(

@@ -89,40 +89,49 @@ class AlexNetOneTower(nn.Module):
     Parameters
     ----------
     num_classes : int
+    width : float
+        Factor on all channels and hidden units, rounded; 1 is the published network.
     dropout : float
         Before the first two fully connected layers, in training.
+
+    Attributes
+    ----------
+    map : (channels, height, width)
+        The feature map that the first fully connected layer reads: (256, 6, 6).
     """
 
     input_shape = (3, 224, 224)
-    map = (256, 6, 6)
 
-    def __init__(self, *, num_classes: int = 1000, dropout: float = 0.5) -> None:
+    def __init__(self, *, num_classes: int = 1000, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes)
+        check_positive(num_classes=num_classes, width=width)
+        planned = (64, 192, 384, 256, 256, 4096)
+        c1, c2, c3, c4, c5, hidden = (max(1, round(width * n)) for n in planned)
+        self.map = (c5, 6, 6)
         self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.Conv2d(3, c1, 11, stride=4, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
-            nn.Conv2d(64, 192, 5, padding=2),
+            nn.Conv2d(c1, c2, 5, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
-            nn.Conv2d(192, 384, 3, padding=1),
+            nn.Conv2d(c2, c3, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(384, 256, 3, padding=1),
+            nn.Conv2d(c3, c4, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(256, 256, 3, padding=1),
+            nn.Conv2d(c4, c5, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
         )
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(256 * 6 * 6, 4096),
+            nn.Linear(c5 * 6 * 6, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
+            nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes),
+            nn.Linear(hidden, num_classes),
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -68,9 +68,13 @@ def test_sizes_are_parameters():
     small = AlexNet(width=1 / 16, num_classes=10).eval()
     assert small.map == (16, 6, 6)
     assert small(torch.randn(2, 3, 227, 227)).shape == (2, 10)
-    for options in ({"num_classes": 0}, {"width": 0.0}):
-        with pytest.raises(ValueError, match="must be positive"):
-            AlexNet(**options)
+    tower = AlexNetOneTower(width=1 / 16, num_classes=10).eval()
+    assert tower.map == (16, 6, 6)
+    assert tower(torch.randn(2, 3, 224, 224)).shape == (2, 10)
+    for build in (AlexNet, AlexNetOneTower):
+        for options in ({"num_classes": 0}, {"width": 0.0}):
+            with pytest.raises(ValueError, match="must be positive"):
+                build(**options)
 
 
 def test_the_real_kernels_load_and_see(tmp_path):

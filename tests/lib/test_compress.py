@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.compression.layers import compress, evbmf_rank, initialise_gaussian, largest_within
+from lib.compression.layers import compress, energy_rank, evbmf_rank, initialise_gaussian, largest_within
 from lib.compression.vbmf import evbmf
 
 
@@ -296,6 +296,16 @@ def test_a_kernel_that_is_not_finite_is_named_before_anything_changes(ranks):
 
 
 # --- helpers for baselines ---------------------------------------------------------------------------------
+
+
+def test_energy_rank():
+    left, right = (np.linalg.qr(np.random.RandomState(0).randn(n, 4))[0] for n in (6, 9))
+    matrix = left * np.sqrt([5.0, 3.0, 1.5, 0.5]) @ right.T  # of 10: 5, 8, 9.5, 10
+    expected = {0.4: 1, 0.5: 1, 0.51: 2, 0.8: 2, 0.9: 3, 0.96: 4}
+    assert {share: energy_rank(matrix, share) for share in expected} == expected
+    assert energy_rank(np.zeros((3, 4))) == 0
+    with pytest.raises(ValueError, match="share must be in"):
+        energy_rank(matrix, 0.0)
 
 
 def test_largest_within_a_budget():
