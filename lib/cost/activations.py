@@ -72,7 +72,7 @@ class Trace:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
 
-    def last_reads(self) -> list[int]:
+    def last_uses(self) -> list[int]:
         """Step of the last use of each activation: −1 if never read, the number of steps if returned."""
         last = [-1] * len(self.elements)
         for index, step in enumerate(self.steps):
@@ -98,11 +98,11 @@ def trace(
     runner, arguments = prepare(model, input_shape, inputs, device)
     stored = _Storages(runner)
     made = Trace()
-    made.inputs = [stored.number(x, made.elements) for x in _tensors(arguments)]
+    made.inputs = stored.numbers_of(arguments, made.elements)
     layers = _layer_stack(runner)
     with _Watch(made, stored, layers):
         result = run(runner, arguments, method)
-    made.outputs = [stored.number(x, made.elements) for x in _tensors(result)]
+    made.outputs = stored.numbers_of(result, made.elements)
     return made
 
 
@@ -135,7 +135,7 @@ def live_activations(
     DataFrame with a row per step: ``operator``, ``layer``, ``output_shape``, ``live`` (elements).
     """
     made = trace(model, input_shape, inputs=inputs, method=method, device=device)
-    last = made.last_reads()
+    last = made.last_uses()
     owner = list(range(len(made.elements)))  # whose memory an activation lies in
     alive = set(made.inputs)
     rows = []
@@ -236,7 +236,7 @@ def stored_inputs(
     runner.train()
     stored = _Storages(runner)
     elements: list[int] = []
-    own = [stored.number(x, elements) for x in _tensors(arguments)]
+    own = stored.numbers_of(arguments, elements)
     rows: dict[int, dict] = {}
 
     def note(name: str):
@@ -274,7 +274,7 @@ def saved_tensors(
     runner.train()
     stored = _Storages(runner)
     elements: list[int] = []
-    own = [stored.number(x, elements) for x in _tensors(arguments)]
+    own = stored.numbers_of(arguments, elements)
     layers = _layer_stack(runner)
     rows: dict[int, dict] = {}
 
@@ -337,7 +337,7 @@ def stored_by_unit(
     runner.train()
     stored = _Storages(runner)
     elements: list[int] = []
-    own = {stored.number(x, elements) for x in _tensors(arguments)}
+    own = stored.numbers_of(arguments, elements)
     kept: dict[int, int] = {}
     rows: list[dict] = []
     counted: set[int] = set()
@@ -402,6 +402,11 @@ class _Storages:
             elements.append(storage.nbytes() // tensor.element_size())
         return self.numbers[key]
 
+    def numbers_of(self, value: Any, elements: list[int]) -> list[int]:
+        """Different activations in a container, in its order."""
+        found = (self.number(tensor, elements) for tensor in _tensors(value))
+        return list(dict.fromkeys(number for number in found if number is not None))
+
 
 class _Watch(TorchDispatchMode):
     """Appends a step for every operator that is no mere view of an activation."""
@@ -414,11 +419,11 @@ class _Watch(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
         main = result[0] if name in NORMALISATION + WITH_EXTRAS else result
-        reads = self._numbers((args, kwargs))
+        reads = self.stored.numbers_of((args, kwargs), self.made.elements)
         if not reads and _tensors((args, kwargs)):
             self.stored.weigh(main)
         known = len(self.made.elements)
-        writes = self._numbers([tensor for tensor in _tensors(main) if tensor.numel()])
+        writes = self.stored.numbers_of([x for x in _tensors(main) if x.numel()], self.made.elements)
         view = all(number < known for number in writes) and not function._schema.is_mutable
         if writes and not view:
             shape = tuple(_tensors(main)[0].shape)
@@ -429,10 +434,6 @@ class _Watch(TorchDispatchMode):
                 Step(name, *self.layers[-1], reads, writes, shape, elementwise, operations)
             )
         return result
-
-    def _numbers(self, value: Any) -> list[int]:
-        found = (self.stored.number(x, self.made.elements) for x in _tensors(value))
-        return list(dict.fromkeys(number for number in found if number is not None))
 
 
 def _none(*args: Any, **kwargs: Any) -> int:

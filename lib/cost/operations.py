@@ -257,7 +257,7 @@ def prepare(
             raise ValueError(f"input_shape must be positive integers, got {input_shape!r}")
         return runner, (torch.zeros(tuple(input_shape), dtype=first.dtype, device=place),)
     arguments = inputs if type(inputs) is tuple else (inputs,)  # a packed sequence is a tuple too
-    return runner, tree_map_only(Tensor, lambda tensor: tensor.to(place), arguments)
+    return runner, tree_map_only(Tensor, lambda tensor: tensor.to(place, copy=True), arguments)
 
 
 def run(runner: nn.Module, arguments: tuple, method: str = "forward", *, gradients: bool = False) -> Any:

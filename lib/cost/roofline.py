@@ -91,7 +91,7 @@ def measured_roofline(
         .groupby("function")["milliseconds"]
         .min()
     )
-    return Roofline(2e3 * size**3 / best["product"], 2e3 * copied / best["copy"])
+    return Roofline(float(2e3 * size**3 / best["product"]), float(2e3 * copied / best["copy"]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def workload(
     """
     table = count_operations(model, input_shape, inputs=inputs, method=method, outside="ignore")
     made = trace(model, input_shape, inputs=inputs, method=method)
-    last = made.last_reads()
+    last = made.last_uses()
     counted = {name: list(rows.itertuples()) for name, rows in table.groupby("layer", sort=False)}
     lies_in = list(range(len(made.elements)))
     groups: list[dict] = []

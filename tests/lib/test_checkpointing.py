@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lib.cost.activations import stored_by_unit
 from lib.cost.checkpointing import checkpoint_cost, checkpoint_optimum
+from lib.models.inception import InceptionV3
 from lib.models.resnet import resnet
 
 
@@ -73,6 +74,20 @@ def test_resnet152_at_block_granularity():
     image = 4 * 3 * 224 * 224
     packed = 21_249_536 * (3 + 0.02 * 64) / 8 + image
     assert 1 - packed / (found.total + image) == pytest.approx(0.421, abs=5e-4)
+
+
+def test_inception_at_module_granularity():
+    """Bytes per image at 299²; each layer of the stem is a unit."""
+    with torch.device("meta"):
+        model = InceptionV3()
+    ends = [name for name, _ in model.named_children() if name not in ("dropout", "fc")]
+    units = stored_by_unit(model, ends, (1, 3, 299, 299))
+    values = int(units["output"].sum() + units["interior"].sum())
+    assert values == 11_680_576
+    found = checkpoint_optimum((4 * units["output"]).tolist(), (4 * units["interior"]).tolist())
+    assert (found.checkpoints, found.segment) == (9_145_600, 5_576_768)
+    image = 4 * 3 * 299 * 299
+    assert 1 - (values * 4.28 / 8 + image) / (found.total + image) == pytest.approx(0.536, abs=5e-4)
 
 
 @pytest.mark.parametrize(
