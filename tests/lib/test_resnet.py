@@ -53,7 +53,7 @@ def test_resnet50_counts(make, options, weights, macs):
     [(4, 44_038_848, 7_969_996_800), (8, 88_587_456, 16_414_015_488), (48, 827_557_056, 153_310_199_808)],
 )
 def test_resnext101_counts(width, weights, macs):
-    """Published, rounded: 43 M weights (convolutions), 88 M and 16 G, 829 M (with normalisation) and 153 G."""
+    """Published, rounded: 43 M weights (of convolutions), 88 M and 16 G, 829 M and 153 G."""
     table = totals(count_operations(on_meta(resnext, width_per_group=width), (1, 3, 224, 224)))
     assert table["weights"] == weights
     assert table["macs"] == macs
