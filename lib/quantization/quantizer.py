@@ -204,7 +204,7 @@ def fake_quantize(
     x : (...)
         Any shape and memory layout.
     step : () or (1,), or (channels,)
-        Positive. With one step per channel, channels are dimension 0 of ``x``.
+        Positive; below 10⁻⁸ it counts as that. With one step per channel, channels are dimension 0 of ``x``.
     low, high
         Smallest and largest integer.
     offset, out_step, out_offset : as ``step``
@@ -238,6 +238,7 @@ class _FakeQuantize(torch.autograd.Function):
         source = _computable(x)
         y = torch.empty_like(source)
         s_in, b_in, s_out, b_out = (_scale(value, source) for value in scales[:4])
+        s_in = _at_least(s_in, EPSILON)
         for block, out in _blocks(s_in, source, y):
             _to_grid(block, s_in, b_in, out).clamp_(low, high).round_().mul_(s_out)
             if b_out is not None:
@@ -251,6 +252,7 @@ class _FakeQuantize(torch.autograd.Function):
         x, step, offset, out_step = ctx.saved_tensors
         dtype, g = g.dtype, _laid_out_as(_computable(g), x)
         s_in, b_in, s_out = (_scale(value, g) for value in (step, offset, out_step))
+        s_in = _at_least(s_in, EPSILON)
         ratio, dx = s_out / s_in, torch.empty_like(g)
         need, low, high = ctx.needs_input_grad, ctx.low, ctx.high
         sums = dict.fromkeys((i for i in range(1, 6) if need[i]), 0.0)
@@ -355,6 +357,10 @@ def _scale(value: Tensor | None, x: Tensor) -> float | Tensor | None:
         shapes = f"{tuple(value.shape)} and {tuple(x.shape)}"
         raise ValueError(f"one step per channel needs as many as dimension 0 has, got shapes {shapes}")
     return value.detach().to(x.dtype)[:, None]
+
+
+def _at_least(step: float | Tensor, least: float) -> float | Tensor:
+    return step.clamp_min(least) if isinstance(step, Tensor) else max(step, least)
 
 
 def _blocks(step: float | Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

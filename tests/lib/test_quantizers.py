@@ -341,6 +341,15 @@ def test_a_wrong_gradient_would_be_seen():
         torch.testing.assert_close(torch.where(rounded_mask, g, 0.0), expected)
 
 
+def test_a_collapsed_range_gives_no_infinities():
+    x = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    quantizer = DuQ(3, grid="symmetric")
+    with torch.no_grad():
+        quantizer.a.fill_(-200.0)  # softplus is zero in float32
+    quantizer(x).sum().backward()
+    assert all(value.isfinite().all() for value in (x.grad, quantizer.a.grad, quantizer.c.grad))
+
+
 def test_steps_per_channel_must_fit():
     with pytest.raises(ValueError, match="as many as dimension 0"):
         fake_quantize(torch.rand(4, 2), torch.ones(3), low=0, high=3)
