@@ -71,7 +71,7 @@ def test_a_failed_process_is_loud():
     with pytest.raises(
         RuntimeError, match=r"timing of linear at level native failed: .*must be positive, got 0"
     ):
-        measure("linear", shapes=[[0, 1, 1]])
+        measure({"linear": {"shapes": [[0, 1, 1]]}})
 
 
 def test_a_hung_process_is_ended(monkeypatch):
