@@ -248,7 +248,9 @@ def time_embedding(
     return table.assign(bytes=table["function"].map(moved)).to_dict("records")
 
 
-def time_operators(*, batches: Mapping[str, int], table_rows: int = 100_000, repeats: int = 3) -> list[dict]:
+def time_operators(
+    *, batches: Mapping[str, int], table_rows: int = 100_000, vocabulary: int = 10_000, repeats: int = 3
+) -> list[dict]:
     """Time spent in each kind of operator, for models of the paper's three families.
 
     Parameters
@@ -256,17 +258,21 @@ def time_operators(*, batches: Mapping[str, int], table_rows: int = 100_000, rep
     batches : mapping
         Of ``recommendation`` (RM3 of DeepRecSys, samples), ``vision`` (ResNet-50, images of 224 × 224) and
         ``language`` (four LSTM layers of 1024, sentences of 10 tokens): the batch size of each.
-    table_rows : int
-        Rows of each of RM3's tables.
+    table_rows, vocabulary : int
+        Rows of each of RM3's tables, words of each language; the paper's sizes would not fit this memory.
     repeats : int
         Runs that are profiled, after one that is not; rows have ``repeat``.
     """
-    models = {"recommendation": _recommendation, "vision": _vision, "language": _language}
+    models = {
+        "recommendation": lambda batch: _recommendation(batch, table_rows),
+        "vision": _vision,
+        "language": lambda batch: _language(batch, vocabulary),
+    }
     rows = []
     for family, batch in batches.items():
         if family not in models:
             raise ValueError(f"no model for {family!r}: expected {', '.join(models)}")
-        run = models[family](batch, table_rows)
+        run = models[family](batch)
         run()
         for repeat in range(repeats):
             with profile(activities=[ProfilerActivity.CPU]) as trace:
@@ -369,14 +375,14 @@ def _recommendation(batch: int, table_rows: int) -> Callable[[], Any]:
     return lambda: model(dense, indices)
 
 
-def _vision(batch: int, _: int) -> Callable[[], Any]:
+def _vision(batch: int) -> Callable[[], Any]:
     model, images = resnet(50, stride_in_1x1=True).eval(), torch.rand(batch, 3, 224, 224)
     return lambda: model(images)
 
 
-def _language(batch: int, _: int) -> Callable[[], Any]:
-    model = TranslationModel().eval()
-    source, target = torch.randint(1, 50_000, (2, batch, 10))
+def _language(batch: int, vocabulary: int) -> Callable[[], Any]:
+    model = TranslationModel(source_vocabulary=vocabulary, target_vocabulary=vocabulary).eval()
+    source, target = torch.randint(1, vocabulary, (2, batch, 10))
     return lambda: model(source, target)
 
 
