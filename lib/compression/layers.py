@@ -230,6 +230,64 @@ def largest_within(
     return low
 
 
+def equal_cost_baselines(
+    original: nn.Module,
+    compressed: Compressed,
+    build: Callable[..., nn.Module],
+    cost: Callable[[nn.Module], float],
+    *,
+    low: float = 0.05,
+    **options: object,
+) -> dict[str, nn.Module]:
+    """Networks that cost at most what a compressed one costs, to be trained beside it.
+
+    Parameters
+    ----------
+    original : nn.Module
+        The trained network that was compressed.
+    compressed
+        What `compress` made of it.
+    build
+        From ``width=``, a factor on all channels, to a network like the original; it is also called on the
+        meta device.
+    cost
+        From a network on the meta device to a number, as of multiply–accumulates.
+    low
+        The smallest share and width to be tried.
+    options
+        Of `compress`, as they were given for ``compressed``.
+
+    Returns
+    -------
+    dict
+        ``uniform ranks``: the original decomposed with the same share of channels in every layer;
+        ``narrow``: a network with fewer channels; ``structure``: the compressed network's layers. The last
+        two have fresh weights. Share and width are the largest that the cost allows.
+
+    Raises
+    ------
+    ValueError
+        Even the smallest share or width costs more.
+    """
+
+    def on_meta(**width: float) -> nn.Module:
+        with torch.device("meta"):
+            return build(**width)
+
+    def shared(share: float) -> nn.Module:
+        return compress(on_meta(), share, weights="fresh", **options).model
+
+    budget = cost(compressed.model)
+    maps = {name: shape for name, shape in (options.get("maps") or {}).items() if name in compressed.ranks}
+    share = largest_within(shared, cost, budget, low=low)
+    width = largest_within(lambda width: on_meta(width=width), cost, budget, low=low)
+    return {
+        "uniform ranks": compress(original, share, **options).model,
+        "narrow": build(width=width),
+        "structure": compress(original, compressed.ranks, maps=maps, weights="fresh").model,
+    }
+
+
 def initialise_gaussian(model: nn.Module, std: float | None = None) -> nn.Module:
     """Draw all convolution and fully connected weights anew from a Gaussian; biases become 0.
 

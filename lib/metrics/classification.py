@@ -24,9 +24,8 @@ def in_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
         k is below 1 or above the number of classes, or the shapes do not fit.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"expected logits (N, classes) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"expected logits (N, classes) and labels (N,), got {shapes}")
     if not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k must be in 1..{logits.shape[1]}, got {k}")
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)

@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.compression.layers import compress, energy_rank, evbmf_rank, initialise_gaussian, largest_within
+from lib.compression.layers import (
+    compress,
+    energy_rank,
+    equal_cost_baselines,
+    evbmf_rank,
+    initialise_gaussian,
+    largest_within,
+)
 from lib.compression.vbmf import evbmf
+from lib.cost.operations import count_operations, totals
+from lib.models.vgg import VGG
 
 
 def small_net(**options):
@@ -322,6 +331,34 @@ def test_largest_within_a_budget():
     assert largest_within(build, cost, 10**9) == 1.0
     with pytest.raises(ValueError, match="already costs"):
         largest_within(build, cost, 10)
+
+
+def test_baselines_of_equal_cost():
+    def build(width=1.0):
+        return VGG(
+            stages=((16,), (32, 32)), hidden=(40,), num_classes=10, channels=1, input_size=16, width=width
+        )
+
+    def cost(model):
+        return int(totals(count_operations(model, (1, 1, 16, 16)))["macs"])
+
+    torch.manual_seed(0)
+    original = build()
+    how = dict(maps={"classifier.0": original.map})
+    compressed = compress(original, 0.4, **how)
+    found = equal_cost_baselines(original, compressed, build, cost, **how)
+    budget = cost(compressed.model)
+    assert list(found) == ["uniform ranks", "narrow", "structure"]
+    assert all(0.9 * budget < cost(model) <= budget for model in found.values())
+    # The same rule again: the same network, from the trained kernels.
+    x = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(found["uniform ranks"].eval()(x), compressed.model.eval()(x))
+    shapes = [[p.shape for p in m.parameters()] for m in (found["structure"], compressed.model)]
+    assert shapes[0] == shapes[1]
+    core = "features.3.core.weight"
+    assert not torch.equal(found["structure"].state_dict()[core], compressed.model.state_dict()[core])
+    with pytest.raises(ValueError, match="already costs"):
+        equal_cost_baselines(original, compress(original, 0.05, **how), build, cost, low=0.3, **how)
 
 
 def test_gaussian_initialisation_keeps_the_variance_through_a_chain():
