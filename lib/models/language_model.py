@@ -76,6 +76,9 @@ class LSTMLanguageModel(nn.Module):
     layers : int
     dropout : float
         On the embedding and on each layer's output.
+    embedding_range : float
+        First weights of the embedding are uniform in ± this; the output's in ± 0.05. A small network that
+        trains briefly leaves the plateau of word frequencies sooner from a wider range.
     tied : bool
         One matrix for embedding and output (Press & Wolf, EACL 2017).
     layer : callable
@@ -89,6 +92,7 @@ class LSTMLanguageModel(nn.Module):
         hidden_size: int = 650,
         layers: int = 2,
         dropout: float = 0.5,
+        embedding_range: float = 0.05,
         tied: bool = False,
         layer: Callable[[int, int], nn.Module] = LSTMLayer,
     ) -> None:
@@ -102,7 +106,7 @@ class LSTMLanguageModel(nn.Module):
         self.layers = nn.ModuleList(layer(hidden_size, hidden_size) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocabulary_size)
-        nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
+        nn.init.uniform_(self.embedding.weight, -embedding_range, embedding_range)
         nn.init.uniform_(self.output.weight, -0.05, 0.05)
         nn.init.zeros_(self.output.bias)
         if tied:
