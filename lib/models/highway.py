@@ -10,6 +10,7 @@ quantisers and the same number of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.metrics.signal import sqnr
 from lib.models.language_model import LSTMLanguageModel, LSTMLayer
 from lib.models.resnet import BasicBlock, Bottleneck, ResNet
 from lib.quantization.convert import Kind, quantize
@@ -177,6 +179,17 @@ def block_outputs(network: ResNet, images: Tensor) -> list[Tensor]:
     return outputs
 
 
+def error_by_depth(network: ResNet, quantized: ResNet, images: Tensor) -> list[float]:
+    """SQNR in dB of every block's output against the network in full precision.
+
+    Both compute with the statistics of this batch: running ones of the one are wrong for the other. A
+    conventional block's output is compared before the next block's entrance rounds it. Neither network is
+    changed.
+    """
+    outputs = [block_outputs(copy.deepcopy(model).train(), images) for model in (network, quantized)]
+    return [sqnr(signal, found) for signal, found in zip(*outputs, strict=True)]
+
+
 def skip_traffic(bits: int, skip_bits: int | None = None, *, store_both: bool = True) -> int:
     """Bits of memory traffic per value of a block's output: written once, read by branch and by shortcut.
 
@@ -217,6 +230,8 @@ class QuantizedLSTMLayer(LSTMLayer):
         Of the matrix products' operands.
     gate_bits, state_bits : int or None
         Of gates, and of c and h where they leave the cell; None is the highway.
+    keep_cell : bool
+        Leave c in high precision, whatever ``state_bits`` is: it enters no matrix product.
     weights : callable
         Bits to a new quantiser of weights.
     values : callable
@@ -232,6 +247,7 @@ class QuantizedLSTMLayer(LSTMLayer):
         input_bits: int | None,
         gate_bits: int | None = None,
         state_bits: int | None = None,
+        keep_cell: bool = False,
         weights: Callable[[int | None], Quantizer],
         values: Callable[[int | None, bool], Quantizer],
     ) -> None:
@@ -241,7 +257,8 @@ class QuantizedLSTMLayer(LSTMLayer):
         # σ is in [0, 1] and tanh in [−1, 1]; a learned range could let a forget gate exceed 1
         self.quantize_gates = Uniform(gate_bits, signed=False)
         self.quantize_candidate = Uniform(gate_bits, signed=True)
-        self.quantize_cell, self.quantize_output = values(state_bits, True), values(state_bits, True)
+        self.quantize_cell = values(None if keep_cell else state_bits, True)
+        self.quantize_output = values(state_bits, True)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As :meth:`LSTMLayer.forward`."""
@@ -340,3 +357,9 @@ def cell_states(model: LSTMLanguageModel, tokens: Tensor) -> Tensor:
         cells.append(state[1])
     model.train(training)
     return torch.stack(cells)
+
+
+def error_by_step(model: LSTMLanguageModel, quantized: LSTMLanguageModel, tokens: Tensor) -> list[float]:
+    """SQNR in dB of the last layer's cell state after each token, against the model in full precision."""
+    signal, found = (cell_states(each, tokens)[:, -1] for each in (model, quantized))
+    return [sqnr(a, b) for a, b in zip(signal, found, strict=True)]

@@ -11,6 +11,8 @@ from lib.models.highway import (
     QuantizedLSTMLayer,
     block_outputs,
     cell_states,
+    error_by_depth,
+    error_by_step,
     quantize_language_model,
     quantize_resnet,
     skip_traffic,
@@ -245,6 +247,32 @@ def test_cell_states_are_those_of_torch():
         h, c = theirs(model.embedding(tokens[:, t]), (h, c))
         assert torch.allclose(cells[t, 0], c, atol=1e-6)
     assert cells.shape == (7, 1, 3, 5) and model.training
+
+
+def test_errors_by_depth_and_step_are_those_of_the_outputs():
+    net = network()
+    new = quantized(net, 3, None, weight_bits=3)
+    before = net.state_dict()["bn1.running_mean"].clone()
+    found = error_by_depth(net, new, IMAGES)
+    assert torch.equal(net.state_dict()["bn1.running_mean"], before) and not net.training
+    signal, approximation = (block_outputs(each.train(), IMAGES) for each in (net, new))
+    assert found == [sqnr(a, b) for a, b in zip(signal, approximation, strict=True)]
+    assert len(found) == 4 and all(0 < value < 40 for value in found)
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(11, hidden_size=5, layers=2)
+    tokens = torch.randint(11, (3, 7))
+    options = {"weights": Laplace, "values": lambda bits, signed: Laplace(bits, adaptive=False)}
+    other = quantize_language_model(model, tokens, weight_bits=4, input_bits=4, **options)
+    steps = error_by_step(model, other, tokens)
+    assert len(steps) == 7
+    assert steps[3] == sqnr(cell_states(model, tokens)[3, 1], cell_states(other, tokens)[3, 1])
+
+
+def test_a_kept_cell_has_no_grid():
+    options = {"gate_bits": 2, "state_bits": 2}
+    assert lstm(**options).quantize_cell.bits == 2
+    kept = lstm(**options, keep_cell=True)
+    assert kept.quantize_cell.bits is None and kept.quantize_output.bits == 2
 
 
 # --- counting, and the measure ---
