@@ -355,7 +355,7 @@ TASKS: dict[str, Callable[..., list[dict]]] = {
 
 def _timed(functions: Mapping[str, Callable[[], Any]], rounds: int, at_least_ms: float) -> pd.DataFrame:
     """Interleaved rounds, of repeated calls where one is short; milliseconds per call."""
-    once = paired_latency(functions, repeats=3, warmup=2).groupby("function")["milliseconds"].min()
+    once = paired_latency(functions, repeats=1, warmup=1).set_index("function")["milliseconds"]
     times = {name: max(1, round(at_least_ms / once[name])) for name in functions}
 
     def repeated(function: Callable[[], Any], count: int) -> Callable[[], None]:
@@ -365,7 +365,9 @@ def _timed(functions: Mapping[str, Callable[[], Any]], rounds: int, at_least_ms:
 
         return call
 
-    table = paired_latency({name: repeated(f, times[name]) for name, f in functions.items()}, repeats=rounds)
+    table = paired_latency(
+        {name: repeated(f, times[name]) for name, f in functions.items()}, repeats=rounds, warmup=1
+    )
     return table.assign(milliseconds=table["milliseconds"] / table["function"].map(times))
 
 
