@@ -179,6 +179,23 @@ def block_outputs(network: ResNet, images: Tensor) -> list[Tensor]:
     return outputs
 
 
+def settle_norms(network: nn.Module, images: Tensor) -> None:
+    """Make the running statistics of every batch norm those of this batch, in place.
+
+    In an untrained network they are 0 and 1, with which values grow from block to block in evaluation mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta, training = [norm.momentum for norm in norms], network.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    with torch.no_grad():
+        network.train()(images)
+    network.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def error_by_depth(network: ResNet, quantized: ResNet, images: Tensor) -> list[float]:
     """SQNR in dB of every block's output against the network in full precision.
 
@@ -254,9 +271,9 @@ class QuantizedLSTMLayer(LSTMLayer):
         super().__init__(inputs, hidden)
         self.quantize_weight_ih, self.quantize_weight_hh = weights(weight_bits), weights(weight_bits)
         self.quantize_input, self.quantize_hidden = values(input_bits, True), values(input_bits, True)
-        # σ is in [0, 1] and tanh in [−1, 1]; a learned range could let a forget gate exceed 1
+        # fixed, from 0 to 1: with a learned range a forget gate could exceed 1, and c would grow without end
         self.quantize_gates = Uniform(gate_bits, signed=False)
-        self.quantize_candidate = Uniform(gate_bits, signed=True)
+        self.quantize_candidate = values(gate_bits, True)
         self.quantize_cell = values(None if keep_cell else state_bits, True)
         self.quantize_output = values(state_bits, True)
 
@@ -284,9 +301,11 @@ class QuantizedLSTMLayer(LSTMLayer):
     def initialise(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> None:
         """Set every range from what passes in full precision, inputs and state being `forward`'s."""
         h, c = state
-        cells, hiddens = [], []
+        cells, hiddens, candidates = [], [], []
         for projected in F.linear(inputs, self.weight_ih, self.bias_ih + self.bias_hh):
-            h, c = super().step(projected + F.linear(h, self.weight_hh), c)
+            gates = projected + F.linear(h, self.weight_hh)
+            h, c = super().step(gates, c)
+            candidates.append(torch.tanh(gates.chunk(4, dim=1)[2]))
             cells.append(c)
             hiddens.append(h)
         measured = {
@@ -294,6 +313,7 @@ class QuantizedLSTMLayer(LSTMLayer):
             self.quantize_weight_hh: self.weight_hh,
             self.quantize_input: inputs,
             self.quantize_hidden: torch.stack(hiddens),
+            self.quantize_candidate: torch.stack(candidates),
             self.quantize_cell: torch.stack(cells),
             self.quantize_output: torch.stack(hiddens),
         }
@@ -349,14 +369,22 @@ def quantize_language_model(model: LSTMLanguageModel, tokens: Tensor, **options)
 @torch.no_grad()
 def cell_states(model: LSTMLanguageModel, tokens: Tensor) -> Tensor:
     """Cell states after each token from a state of zeros: (T, layers, B, hidden), in evaluation mode."""
-    training = model.training
-    model.eval()
-    state, cells = None, []
-    for column in tokens.split(1, dim=1):
-        _, state = model(column, state)
-        cells.append(state[1])
-    model.train(training)
-    return torch.stack(cells)
+    training, kept = model.training, [[] for _ in model.layers]
+    for layer, cells in zip(model.layers, kept, strict=True):
+
+        def watched(gates: Tensor, c: Tensor, step=layer.step, cells=cells) -> tuple[Tensor, Tensor]:
+            h, c = step(gates, c)
+            cells.append(c)
+            return h, c
+
+        layer.step = watched  # on this layer only, and only here
+    try:
+        model.eval()(tokens)
+    finally:
+        model.train(training)
+        for layer in model.layers:
+            del layer.step
+    return torch.stack([torch.stack(cells) for cells in kept], dim=1)
 
 
 def error_by_step(model: LSTMLanguageModel, quantized: LSTMLanguageModel, tokens: Tensor) -> list[float]:
