@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.quantization.quantizer import Grid, Quantizer, fake_quantize
+from lib.quantization.uniform import Uniform
 
 HSWISH_MINIMUM = -0.375
 """h-swish at x = −1.5: its lowest value, and where its grid begins."""
@@ -45,10 +46,14 @@ class DuQ(Quantizer):
         How activation ranges are measured. The authors' code looks at positive values before the activation,
         whatever the grid; the special cases that it intends (magnitudes for symmetric grids, h + 3/8 for
         h-swish) are never reached. False takes the intended cases.
+    range_from
+        How first ranges are found: ``"published"``, the paper's rule, or ``"mse"``, the range with the least
+        squared error. At 2 bits the paper's rule, made for training that comes down from more bits, rounds
+        most weights of a trained network to zero.
 
     Notes
     -----
-    First ranges: weights α = γ = 0.9 max|w|; activations α = γ = the 95 % order statistic of the values.
+    The paper's first ranges: weights α = γ = 0.9 max|w|; activations α = γ = the 95 % order statistic.
     α and γ start equal and part in training; while they are equal, DuQ is LSQ up to the scale of gradients.
     """
 
@@ -59,13 +64,17 @@ class DuQ(Quantizer):
         grid: str = "unsigned",
         activation: str | None = None,
         as_authors: bool = False,
+        range_from: str = "published",
     ) -> None:
+        if range_from not in ("published", "mse"):
+            raise ValueError(f"range_from is 'published' or 'mse', got {range_from!r}")
         if grid not in GRIDS:
             raise ValueError(f"grid is one of {', '.join(GRIDS)}, got {grid!r}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is None, 'relu', 'relu6' or 'hswish', got {activation!r}")
         super().__init__(bits, least=2 if grid in ("symmetric", "weight") else 1)
-        self.kind, self.activation, self.as_authors = grid, activation, as_authors
+        self.kind, self.activation = grid, activation
+        self.as_authors, self.range_from = as_authors, range_from
         self.a, self.c = (nn.Parameter(raw_range(torch.ones(1))) for _ in range(2))
         self.padding_value = HSWISH_MINIMUM if grid == "hswish" else 0.0
 
@@ -81,6 +90,11 @@ class DuQ(Quantizer):
         return duq(self.full_precision(x), self.a, self.c, *self._bounds(), offset=self.padding_value)
 
     def measure(self, x: Tensor) -> None:
+        if self.range_from == "mse" and self.bits:
+            x = self.full_precision(x) - self.padding_value
+            signed = self.kind in ("symmetric", "weight")
+            best = Uniform(max(self.bits, 2), signed=signed, range_from="mse").to(x).initialise(x)
+            return set_ranges(self.a, self.c, best.upper)
         if self.kind == "weight":
             return set_ranges(self.a, self.c, WEIGHT_SHARE * x.abs().max())
         if not self.as_authors:

@@ -11,6 +11,8 @@ running value starts at zero, so that short samplings are ranked before it has w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import median
 from typing import Self
 
 import torch
@@ -165,3 +167,29 @@ class Instability:
                 self.samples[name].append(value)
 
         return hook
+
+
+def thirds_ratio(values: Mapping[str, float], ranking: Mapping[str, float]) -> float:
+    """How much more unstable the first third of the layers is than the last: ratio of the thirds' medians.
+
+    Parameters
+    ----------
+    values, ranking
+        AIWQ by name of the layer: what is compared, and what the layers are sorted by. From different
+        samples, a ranking of noise gives about 1.
+    """
+    order = sorted(values, key=ranking.__getitem__, reverse=True)
+    third = len(order) // 3
+    if not third:
+        raise ValueError(f"thirds need at least 3 layers, got {len(order)}")
+    first, last = (median(values[name] for name in part) for part in (order[:third], order[-third:]))
+    return first / last
+
+
+def convolution_kind(conv: nn.Conv2d) -> str:
+    """What a convolution does in a MobileNet: ``depthwise``, ``expand``, ``project`` or ``dense``."""
+    if conv.groups > 1:
+        return "depthwise"
+    if conv.kernel_size != (1, 1):
+        return "dense"
+    return "expand" if conv.out_channels > conv.in_channels else "project"

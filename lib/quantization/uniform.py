@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lib.quantization.quantizer import EPSILON, Grid, Quantizer, fake_quantize
 
-SHARES = 100
-"""Ranges tried by the least-squares search: 1/100 … 100/100 of the extremes."""
-SEARCHED = 1 << 17
+SHARES = torch.logspace(-2, 0, 17)
+"""Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best."""
+SEARCHED = 1 << 14
 """Elements at most that the least-squares search looks at, evenly spread over the tensor."""
 
 
@@ -94,11 +94,15 @@ class Uniform(Quantizer):
     def _search(self, rows: Tensor, lower: Tensor, upper: Tensor) -> None:
         rows = rows[:, :: max(1, rows.numel() // SEARCHED)]
         best_error, best_share = torch.full_like(upper, torch.inf), torch.ones_like(upper)
-        for share in torch.linspace(1 / SHARES, 1, SHARES, dtype=rows.dtype):
-            self._set(lower * share, upper * share)
-            error = (self.quantize(rows) - rows).square().sum(1)
-            best_share = torch.where(error < best_error, share, best_share)
-            best_error = torch.minimum(error, best_error)
+        ratio = float(SHARES[1] / SHARES[0])
+        for shares in (SHARES, ratio ** torch.linspace(-0.8, 0.8, 9)):
+            centre = best_share
+            for share in shares.to(upper):
+                tried = (centre * share).clamp_max(1)
+                self._set(lower * tried, upper * tried)
+                error = (self.quantize(rows) - rows).square().sum(1)
+                best_share = torch.where(error < best_error, tried, best_share)
+                best_error = torch.minimum(error, best_error)
         self._set(lower * best_share, upper * best_share)
 
 

@@ -114,6 +114,21 @@ def test_first_ranges():
     torch.testing.assert_close(F.softplus(nothing.a), torch.tensor([1e-3]), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["unsigned", "symmetric", "hswish", "weight"])
+def test_least_squares_ranges_beat_the_published_and_their_neighbours(kind):
+    x = random(5000) ** 3  # heavy tails, as weights have
+    x = F.hardswish(x) if kind == "hswish" else x.relu() if kind == "unsigned" else x
+    best = DuQ(2, grid=kind, range_from="mse").initialise(x)
+    error = (best(x) - x).square().sum()
+    assert error < (DuQ(2, grid=kind).initialise(x)(x) - x).square().sum()
+    for factor in (0.85, 1.15):
+        other = DuQ(2, grid=kind)
+        set_ranges(other.a, other.c, F.softplus(best.a.detach()) * factor)
+        assert error <= (other(x) - x).square().sum()
+    with pytest.raises(ValueError, match="range_from is"):
+        DuQ(2, range_from="minmax")
+
+
 def test_full_precision_is_the_activation():
     x = random(100) * 10
     assert torch.equal(DuQ(None, activation="relu6")(x), x.relu())  # no cap at 6, as in the authors' code

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from lib.models.mobilenet import MobileNetV2
 from lib.quantization.convert import quantize, set_bits
 from lib.quantization.duq import DuQ, DuQConv2d
-from lib.quantization.instability import Instability, divergence, moments
+from lib.quantization.instability import Instability, convolution_kind, divergence, moments, thirds_ratio
 
 
 def random(*shape, seed=0):
@@ -167,3 +168,21 @@ def test_the_authors_layout_is_measured_too():
         step(model, 0)
         step(model, 1)
     assert monitor.values()["0"] > 0
+
+
+def test_thirds_ratio():
+    values = {"a": 8.0, "b": 4.0, "c": 2.0, "d": 2.0, "e": 1.0, "f": 2.0, "g": 5.0}
+    assert thirds_ratio(values, values) == 6.5 / 1.5
+    assert thirds_ratio(values, {name: -value for name, value in values.items()}) == 1.5 / 6.5
+    noise = {name: random(1, seed=place).item() for place, name in enumerate(map(str, range(3000)))}
+    flat = {name: abs(random(1, seed=place + 5000).item()) for place, name in enumerate(noise)}
+    assert thirds_ratio(flat, noise) == pytest.approx(1, abs=0.1)
+    with pytest.raises(ValueError, match="at least 3 layers, got 2"):
+        thirds_ratio({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0})
+
+
+def test_kinds_of_convolutions_in_the_real_network():
+    kinds = [convolution_kind(m) for m in MobileNetV2().modules() if isinstance(m, nn.Conv2d)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "dense": 1, "depthwise": 17, "project": 17, "expand": 17,
+    }  # fmt: skip
