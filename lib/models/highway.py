@@ -122,7 +122,7 @@ def quantize_resnet(
     blocks = [(name, module) for name, module in new.named_modules() if type(module) in BLOCKS]
     if not blocks:
         raise ValueError("the network has no residual block")
-    seen = _inputs_of(blocks, new, sample, full_precision=network)
+    seen = _inputs_of([name for name, _ in blocks], network, sample) if isinstance(skip_bits, int) else {}
     for name, block in blocks:
         entrance, block.conv1.input_quantizer = block.conv1.input_quantizer, None
         if quantize_projection and block.downsample is not None:
@@ -132,28 +132,23 @@ def quantize_resnet(
             skip = activations("unsigned")
             skip.bits = skip_bits
             skip.initialise(seen[name])
-        parent = new.get_submodule(name.rpartition(".")[0])
-        setattr(
-            parent,
-            name.rpartition(".")[2],
-            BLOCKS[type(block)].of(block, entrance, skip, quantize_projection),
-        )
-    return new
+        new.set_submodule(name, BLOCKS[type(block)].of(block, entrance, skip, quantize_projection))
+    return new.to(sample.device)
 
 
-def _inputs_of(blocks, new: ResNet, sample: Tensor, full_precision: ResNet) -> dict[str, Tensor]:
-    """What enters each block of the network in full precision, on which its entrance was measured too."""
+def _inputs_of(names: list[str], network: ResNet, sample: Tensor) -> dict[str, Tensor]:
+    """What enters each block in full precision, on which its entrance was measured too."""
     seen: dict[str, Tensor] = {}
     handles = [
-        full_precision.get_submodule(name).register_forward_pre_hook(
-            lambda module, inputs, name=name: seen.setdefault(name, inputs[0])
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: inputs[0]})
         )
-        for name, _ in blocks
+        for name in names
     ]
-    modes = {module: module.training for module in full_precision.modules()}
+    modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            full_precision.eval()(sample)
+            network.eval()(sample)
     finally:
         for module, mode in modes.items():
             module.training = mode
