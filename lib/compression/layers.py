@@ -202,7 +202,7 @@ def largest_within(
     *,
     low: float = 0.01,
     high: float = 1.0,
-    steps: int = 20,
+    steps: int = 12,
 ) -> float:
     """The largest setting in ``[low, high]`` whose model costs at most ``budget``, by bisection.
 
