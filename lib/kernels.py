@@ -5,8 +5,10 @@ starts such a process with the instruction set limited by the environment, which
 they load. What a limit did is checked in there, not assumed: without VNNI the processor cuts sums of two
 8-bit products to 16 bits, so an int8 product of large numbers tells which instructions computed it.
 
-One thread. Functions are timed in interleaved rounds (`lib.cost.latency`); `block_ratios` makes replicates of
-them, as neighbouring rounds share the machine's state and are no independent measurements.
+One thread, and the processor time of that thread: on an idle machine it is the wall time, on a busy one it
+leaves out what the thread waited for its turn. Functions are timed in interleaved rounds
+(`lib.cost.latency`); `block_ratios` makes replicates of them, as neighbouring rounds share the machine's
+state and are no independent measurements.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile  # torch.profiler's engine, without what it imports
 
 from lib.cost.latency import paired_latency
 from lib.files import ROOT
@@ -244,7 +247,7 @@ def time_embedding(
     }
     moved = {f"{bits} bits": bags * lookups * row_bytes(dim, bits) for bits in tables}
     moved["copy"] = 2 * half * dim * 4
-    table = paired_latency(functions, repeats=rounds, warmup=2)
+    table = paired_latency(functions, repeats=rounds, warmup=2, clock=time.thread_time)
     return table.assign(bytes=table["function"].map(moved)).to_dict("records")
 
 
@@ -275,7 +278,7 @@ def time_operators(
         run = models[family](batch)
         run()
         for repeat in range(repeats):
-            with profile(activities=[ProfilerActivity.CPU]) as trace:
+            with profile() as trace:
                 run()
             for event in trace.key_averages():
                 name = event.key.removeprefix("aten::")
@@ -340,7 +343,7 @@ def time_fusion(
     }
     rows = []
     for pair, (separate, fused) in pairs.items():
-        timed = paired_latency({"separate": separate, "fused": fused}, repeats=rounds)
+        timed = _timed({"separate": separate, "fused": fused}, rounds, 1.0)
         rows += timed.assign(pair=pair).to_dict("records")
     return rows
 
@@ -355,7 +358,9 @@ TASKS: dict[str, Callable[..., list[dict]]] = {
 
 def _timed(functions: Mapping[str, Callable[[], Any]], rounds: int, at_least_ms: float) -> pd.DataFrame:
     """Interleaved rounds, of repeated calls where one is short; milliseconds per call."""
-    once = paired_latency(functions, repeats=1, warmup=1).set_index("function")["milliseconds"]
+    once = paired_latency(functions, repeats=1, warmup=1, clock=time.thread_time).set_index("function")[
+        "milliseconds"
+    ]
     times = {name: max(1, round(at_least_ms / once[name])) for name in functions}
 
     def repeated(function: Callable[[], Any], count: int) -> Callable[[], None]:
@@ -366,7 +371,10 @@ def _timed(functions: Mapping[str, Callable[[], Any]], rounds: int, at_least_ms:
         return call
 
     table = paired_latency(
-        {name: repeated(f, times[name]) for name, f in functions.items()}, repeats=rounds, warmup=1
+        {name: repeated(f, times[name]) for name, f in functions.items()},
+        repeats=rounds,
+        warmup=1,
+        clock=time.thread_time,
     )
     return table.assign(milliseconds=table["milliseconds"] / table["function"].map(times))
 

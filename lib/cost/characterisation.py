@@ -21,10 +21,13 @@ def characterise(
     *,
     inputs: Any = None,
     table: pd.DataFrame | None = None,
+    separate_add: bool = True,
 ) -> pd.Series:
     """Parameters, live activations and arithmetic intensity of one pass, in each convention.
 
-    Parameters and errors as `lib.cost.operations.count_operations`, whose result is `table`, if it is at hand.
+    Parameters and errors as `lib.cost.operations.count_operations`, whose result `table` is, if at hand.
+
+    `separate_add` of False leaves out the second count of live activations.
 
     Returns
     -------
@@ -43,7 +46,8 @@ def characterise(
     if table is None:
         table = count_operations(model, input_shape, inputs=inputs)
     row = {"parameters (M)": count_parameters(model) / 1e6}
-    for name, in_place in {"live (M)": True, "live, separate add (M)": False}.items():
+    ways = {"live (M)": True} | ({"live, separate add (M)": False} if separate_add else {})
+    for name, in_place in ways.items():
         row[name] = (
             live_activations(model, input_shape, inputs=inputs, inplace_add=in_place)["live"].max() / 1e6
         )
