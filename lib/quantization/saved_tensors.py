@@ -22,6 +22,7 @@ Left exact: the image and whatever else has no gradient, weights and statistics,
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Literal
@@ -272,6 +273,7 @@ def peak_bytes(step: Callable[[], Any]) -> int:
 
     As torch's allocator reports it; what the matrix library takes for itself is not in it.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes two lines to the page
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
         step()
     events = [event for event in log.profiler.kineto_results.events() if event.name() == "[memory]"]

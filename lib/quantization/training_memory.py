@@ -160,8 +160,17 @@ class Stored:
         return 100 * (1 - self.packed_bytes(bits, image_bits=image_bits) / baseline)
 
 
-def family(model: nn.Module, input_shape: Sequence[int]) -> pd.DataFrame:
+def family(
+    model: nn.Module, input_shape: Sequence[int], counts: Sequence[Counted] = tuple(KINDS)
+) -> pd.DataFrame:
     """The reduction under every convention that was tried, for a ResNet or Inception-v3.
+
+    Parameters
+    ----------
+    model, input_shape
+        As :meth:`Stored.of`.
+    counts
+        Ways of counting. Without the inputs of pooling the stem is one unit: cut, its outputs count anyway.
 
     Returns
     -------
@@ -169,8 +178,12 @@ def family(model: nn.Module, input_shape: Sequence[int]) -> pd.DataFrame:
     """
     rows = []
     cut, whole = units(model), units(model, cut_stem=False)
-    for counted, cut_stem in product(KINDS, (True, False)):
-        if cut_stem:
+    for counted, stem in product(counts, ("cut", "whole")):
+        if counted == "inputs without pooling":
+            if stem == "cut":
+                continue
+            found = Stored.of(model, whole, input_shape, counted=counted)
+        elif stem == "cut":
             found = Stored.of(model, cut, input_shape, counted=counted)
         else:
             found = found.with_first_units_joined(1 + len(cut) - len(whole))
@@ -180,7 +193,7 @@ def family(model: nn.Module, input_shape: Sequence[int]) -> pd.DataFrame:
         for placement, factor in tried:
             name = f"{placement} groups" if isinstance(placement, int) else placement
             reduction = found.reduction(placement=placement, factor=factor)
-            rows.append((counted, "cut" if cut_stem else "whole", name, factor, reduction))
+            rows.append((counted, stem, name, factor, reduction))
     return pd.DataFrame(rows, columns=["counted", "stem", "checkpoints", "factor", "reduction"])
 
 
