@@ -45,7 +45,8 @@ class NoRecord:
 def chapter(folder) -> dict:
     """What the chapter's own cells define at scale ``paper``, on this processor and with two steps."""
     names = resolve("value_aware", "paper").parameters
-    names |= {"device": "cpu", "data_dir": str(folder), "batch_size": 2, "steps": 2, "record": NoRecord()}
+    names |= {"device": "cpu", "data_dir": str(folder), "batch_size": 2, "steps": 2, "run_dir": ""}
+    names["record"] = NoRecord()
     sources = [cell.source for cell in read_chapter("value_aware").cells if cell.cell_type == "code"]
     (imports,) = (source for source in sources if "from lib.evidence import Record" in source)
     exec("\n".join(line for line in imports.splitlines() if "import " in line), names)
@@ -68,7 +69,7 @@ def test_the_images_are_read(chapter):
     assert batch["images"].shape == (2, 3, 224, 224)
 
 
-@pytest.mark.parametrize("arm", [0, 1, 4, 5])
+@pytest.mark.parametrize("arm", [0, 5])
 def test_two_steps_at_full_model_size(chapter, arm):
     model = chapter["train"](list(chapter["ARMS"])[arm], 0)
     assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
@@ -84,6 +85,6 @@ def test_two_steps_at_full_model_size(chapter, arm):
 
 def test_a_step_of_inception_at_its_own_size_is_measured(chapter):
     torch = chapter["torch"]
-    memory, seconds = measure_steps(InceptionV3(), torch.randn(2, 3, 299, 299), rounds=1)
+    memory, seconds = measure_steps(InceptionV3(), torch.randn(1, 3, 299, 299), rounds=1)
     assert memory.loc["packed", "kept"] < 0.35 * memory.loc["full precision", "kept"]
     assert (memory["peak"] > 0).all() and (seconds > 0).all(axis=None)
