@@ -295,14 +295,14 @@ def gradient_figure(means: pd.Series) -> Figure:
         axis.plot(rows["share"], rows["error"], line, label=f"{bits} bits")
     axis.axhline(means["(4, 0 %)"], color="#555555", linestyle=":", linewidth=1)
     axis.set(yscale="log", xlabel="large values (%)", ylabel="relative error of the gradient")
-    axis.legend(fontsize="small", ncols=2)
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
 def inference_figure(results: pd.DataFrame) -> Figure:
     """Agreement of the first class and error of the logits over the share of large values."""
     means = results.groupby(["network", "bits", "ratio"])[["agreement", "error"]].mean()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
     lines = ("o-", "s--", "D:", "^-.", "v-", "P--", "X:", "*-.")
     for ((network, bits), rows), line in zip(means.groupby(level=[0, 1]), lines, strict=False):
         for axis, column in zip(axes, ("agreement", "error"), strict=True):
@@ -314,5 +314,5 @@ def inference_figure(results: pd.DataFrame) -> Figure:
             )
     axes[0].set(xlabel="16-bit values (%)", ylabel="same first class (%)", ylim=(-3, 103))
     axes[1].set(xlabel="16-bit values (%)", ylabel="relative error of the logits", yscale="log")
-    axes[1].legend(fontsize="x-small")
+    axes[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
