@@ -272,7 +272,8 @@ def _deciding(effects: tuple[Effect, ...], margins: np.ndarray) -> Effect:
     """The effect with the lowest t statistic: what contradicts, or the weakest part."""
     mean, spread = margins.mean(-1), margins.std(-1)
     sizes = np.where(spread > 0, spread, np.finfo(float).tiny)  # copies: their sign alone puts them in order
-    return effects[int(np.argmin(np.clip(mean / sizes, -1e300, 1e300)))]
+    with np.errstate(over="ignore"):  # a margin without spread is infinitely sure
+        return effects[int(np.argmin(np.clip(mean / sizes, -1e300, 1e300)))]
 
 
 def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str) -> dict[str, str]:

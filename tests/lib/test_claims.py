@@ -208,6 +208,12 @@ def test_what_cannot_be_told_is_inconclusive(tmp_path, ours, theirs, reason):
     assert reason in verdict.reason
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_large_margin_of_one_seed_is_judged_without_a_warning(tmp_path):
+    verdict = judge(load(tmp_path)["C1"], results([900.0], [1.0]), "book")
+    assert verdict.verdict == "inconclusive" and verdict.interval.mean == 899
+
+
 def test_one_seed_has_no_interval_and_the_unit_is_the_ledgers(tmp_path):
     verdict = judge(load(tmp_path, replicate="repetition"), results([0.9], [0.1]), "smoke")
     assert verdict.reason.startswith("1 repetition;")
