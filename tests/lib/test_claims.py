@@ -210,7 +210,7 @@ def test_what_cannot_be_told_is_inconclusive(tmp_path, ours, theirs, reason):
 
 @pytest.mark.filterwarnings("error")
 def test_a_large_margin_of_one_seed_is_judged_without_a_warning(tmp_path):
-    verdict = judge(load(tmp_path)["C1"], results([900.0], [1.0]), "book")
+    verdict = judge(load(tmp_path), results([900.0], [1.0]), "book")
     assert verdict.verdict == "inconclusive" and verdict.interval.mean == 899
 
 
