@@ -46,8 +46,9 @@ def chapter(folder) -> dict:
     names |= {"quantiser_steps": 2, "record": NoRecord(), "run_dir": ""}
     sources = [cell.source for cell in read_chapter("profit").cells if cell.cell_type == "code"]
     names["cell"] = lambda text: next(source for source in sources if text in source)
-    imports = names["cell"]("from lib.evidence import Record")
-    exec("\n".join(line for line in imports.splitlines() if "import " in line), names)
+    for text in ("from lib.evidence import Record", "sizes = {}"):
+        imports = names["cell"](text).splitlines()
+        exec("\n".join(line for line in imports if line.startswith(("import ", "from "))), names)
     exec(names["cell"]("sources = {"), names)
     test = names["sets"]["test"]
     names["sets"]["test"] = replace(test, files=test.files[:2], labels=test.labels[:2])
