@@ -64,7 +64,7 @@ def test_the_scale_is_the_authors_recipe():
     recipe = {
         "batch_size": 256,
         "learning_rate": 0.005,
-        "weight_decay": 4e-5,
+        "v3_momentum": 0.01,
         "clip_norm": 0.0,
         "path": [8, 5],
     }
