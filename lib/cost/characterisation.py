@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from lib.cost.activations import live_activations, mean_and_minimum
+from lib.cost.activations import live_activations
+from lib.cost.intensity import mean_and_minimum
 from lib.cost.operations import count_operations, count_parameters, totals
 
 

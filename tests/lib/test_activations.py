@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.cost.activations import (
-    arithmetic_intensity,
-    live_activations,
-    mean_and_minimum,
-    saved_tensors,
-    stored_by_unit,
-    stored_inputs,
-    trace,
-)
+from lib.cost.activations import live_activations, saved_tensors, stored_by_unit, stored_inputs, trace
+from lib.cost.intensity import arithmetic_intensity, mean_and_minimum
 from lib.cost.operations import count_operations
 from lib.models.alexnet import AlexNetOneTower
 from lib.models.densenet import DenseNet

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.compression.layers import (
-    compress,
-    energy_rank,
-    equal_cost_baselines,
-    evbmf_rank,
-    initialise_gaussian,
-    largest_within,
-)
+from lib.compression.baselines import equal_cost_baselines, initialise_gaussian, largest_within
+from lib.compression.layers import compress, energy_rank, evbmf_rank
 from lib.compression.vbmf import evbmf
 from lib.cost.operations import count_operations, totals
 from lib.models.vgg import VGG

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lib.cost.activations import live_activations, mean_and_minimum
+from lib.cost.activations import live_activations
+from lib.cost.intensity import mean_and_minimum
 from lib.cost.operations import count_operations, totals
 from lib.models.shufflenet import CHANNELS, ShuffleDetector, ShuffleNet, ShuffleUnit
 

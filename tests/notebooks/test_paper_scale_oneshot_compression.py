@@ -70,7 +70,7 @@ def test_two_steps_of_the_original_and_of_the_compressed_network_at_full_size(ch
     thin = compress(blank, ranks, maps={"classifier.fc6": (256, 6, 6)}, weights="fresh").model
     for model, parameters in ((blank, 60_965_224), (thin, 10_735_456)):
         network = model.to_empty(device="cpu")
-        chapter["layers"].initialise_gaussian(network)
+        chapter["baselines"].initialise_gaussian(network)
         assert sum(p.numel() for p in network.parameters()) == parameters
         before = network.classifier[-1].state_dict()
         before = {key: value.clone() for key, value in before.items()}
