@@ -15,6 +15,7 @@ from re import sub
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from docutils.nodes import make_id
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -73,7 +74,7 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "unit": effect.unit if effect else None,
                     "reason": claim.reason,
                     "command": claim.command,
-                    "anchor": f"notebooks/{one.chapter}.html#{claim.anchor}",
+                    "anchor": f"notebooks/{one.chapter}.html#{make_id(claim.anchor)}",
                 }
             )
     if not rows:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from docutils.nodes import make_id
+
 from lib.claims import VERDICTS, Effect, Ledger, PaperNumber, badge, format_interval, format_number
 from lib.provenance import Provenance, direct_dependencies
 
@@ -45,7 +47,8 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
     rows = []
     for claim in ledger.claims:
         entry = claim.entry(scale)
-        label = f'<a href="#{chapter}-{claim.id.lower()}">{claim.id}</a>' if entry.tested else claim.id
+        place = make_id(f"{chapter}-{claim.id}")  # Sphinx makes hyphens of underscores
+        label = f'<a href="#{place}">{claim.id}</a>' if entry.tested else claim.id
         here = "tested: " + (entry.scope or "the whole claim") if entry.tested else f"not tested: {entry.why}"
         if entry.tested and entry.when:
             here += f" (with {entry.conditions()})"
@@ -74,7 +77,7 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
         limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
         rows.append(
             (
-                f'<a href="#{escape(claim.anchor)}">{claim.id}</a>',
+                f'<a href="#{make_id(claim.anchor)}">{claim.id}</a>',
                 escape(claim.statement) + _details("bear in mind", limits),
                 badge(claim.verdict)
                 + marks
