@@ -66,8 +66,10 @@ def checkpoint_cost(outputs: Sequence[float], interiors: Sequence[float], kept: 
     return Placement(kept, sum(outputs[index] for index in kept), max(segments))
 
 
-def checkpoint_optimum(outputs: Sequence[float], interiors: Sequence[float]) -> Placement:
-    """The placement of checkpoints that needs the least memory, of all 2ⁿ.
+def checkpoint_optimum(
+    outputs: Sequence[float], interiors: Sequence[float], *, factor: float = 1.0
+) -> Placement:
+    """The placement of checkpoints with the least ``checkpoints + factor * segment``, of all 2ⁿ.
 
     For each size S that a segment can have, the cheapest checkpoints with no segment above S are found by
     dynamic programming: O(n²) sizes, O(n²) steps each.
@@ -76,6 +78,8 @@ def checkpoint_optimum(outputs: Sequence[float], interiors: Sequence[float]) -> 
     ----------
     outputs, interiors
         As :func:`checkpoint_cost`.
+    factor
+        How often the recomputed segment counts, above 0; with 1 the memory (``total``) is least.
 
     Returns
     -------
@@ -84,9 +88,11 @@ def checkpoint_optimum(outputs: Sequence[float], interiors: Sequence[float]) -> 
     Raises
     ------
     ValueError
-        As :func:`checkpoint_cost`.
+        As :func:`checkpoint_cost`, and if the factor is not above 0 or not finite.
     """
     _check(outputs, interiors)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"factor must be finite and above 0, got {factor!r}")
     n = len(outputs)
     inside = [0.0, *accumulate(o + i for o, i in zip(outputs, interiors, strict=True))]
 
@@ -97,16 +103,15 @@ def checkpoint_optimum(outputs: Sequence[float], interiors: Sequence[float]) -> 
     # position n + 1 is the end of the network without its last output kept: units up to n − 1
     inside.append(inside[n])
     sizes = sorted({segment(start, end) for start in range(n + 1) for end in range(start + 1, n + 2)})
-    best: Placement | None = None
+    best, least = checkpoint_cost(outputs, interiors, []), math.inf
     for bound in sizes:
-        if best is not None and bound >= best.total:
+        if factor * bound >= least:
             break
         kept = _cheapest(n, bound, outputs, segment)
         if kept is not None:
             found = checkpoint_cost(outputs, interiors, kept)
-            if best is None or found.total < best.total:
-                best = found
-    assert best is not None  # the largest size is the whole network
+            if (needed := found.checkpoints + factor * found.segment) < least:
+                best, least = found, needed
     return best
 
 

@@ -36,8 +36,9 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from lib.quantization.largest import large_count
 from lib.quantization.packing import pack_mask, unpack_mask
-from lib.quantization.value_aware import PackedTensor, encode, large_count
+from lib.quantization.value_aware import PackedTensor, encode
 
 BnInput = Literal["packed", "recomputed", "exact"]
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import product
 from typing import Literal
 
 import pandas as pd
 from torch import nn
 
 from lib.cost.activations import MAX_POOLS, STORING, stored_by_unit
-from lib.cost.checkpointing import checkpoint_cost
+from lib.cost.checkpointing import checkpoint_cost, checkpoint_optimum
 
 Counted = Literal["saved tensors", "inputs of layers", "inputs without pooling"]
 
@@ -119,7 +119,7 @@ class Stored:
         """
         units = len(self.outputs)
         if placement == "optimal":
-            elements = self._optimum(factor)
+            cost = checkpoint_optimum(self.outputs, self.interiors, factor=factor)
         else:
             if placement == "every unit":
                 kept = range(units)
@@ -128,31 +128,7 @@ class Stored:
             else:
                 raise ValueError(f"from 1 to {units} groups can be made of {units} units, got {placement}")
             cost = checkpoint_cost(self.outputs, self.interiors, list(kept))
-            elements = cost.checkpoints + factor * cost.segment
-        return 4 * elements + self.image * image_bits / 8
-
-    def _optimum(self, factor: float) -> float:
-        """The least of checkpoints + factor · segment over all placements: the cheapest for each segment."""
-        n = len(self.outputs)
-        whole = [0, *accumulate(o + i for o, i in zip(self.outputs, self.interiors, strict=True))]
-
-        def segment(start: int, end: int) -> int:
-            """Behind unit `start` - 1 to unit `end` - 1, which is kept unless `end` is n + 1."""
-            return whole[min(end, n)] - whole[start] - (self.outputs[end - 1] if end <= n else 0)
-
-        best = float("inf")
-        for bound in sorted({segment(a, b) for a in range(n + 1) for b in range(a + 1, n + 2)}):
-            if factor * bound >= best:
-                break
-            cost = [0.0] + [float("inf")] * (n + 1)
-            for end in range(1, n + 2):
-                price = self.outputs[end - 1] if end <= n else 0
-                for start in range(min(end - 1, n), -1, -1):
-                    if segment(start, end) > bound:
-                        break
-                    cost[end] = min(cost[end], cost[start] + price)
-            best = min(best, cost[n + 1] + factor * bound)
-        return best
+        return 4 * (cost.checkpoints + factor * cost.segment) + self.image * image_bits / 8
 
     def reduction(self, bits: float | None = None, *, image_bits: float = 32, **checkpoints) -> float:
         """How much less, in percent, packing needs than checkpointing."""

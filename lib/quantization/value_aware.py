@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.quantization.largest import dense_stride, in_memory_order, large_count, split
 from lib.quantization.packing import PLANES, merge_planes, split_planes
 from lib.quantization.quantizer import Grid, Quantizer, straight_through
 
@@ -37,15 +38,6 @@ GridName = Literal["unsigned", "relu", "signed"]
 
 BLOCK = 1 << 18
 """Elements worked on at a time on a CPU: block and buffers stay in the second-level cache."""
-
-SCAN = 1 << 16
-"""Elements searched for large values at a time: picking them out again wants the block still in the cache."""
-
-SAMPLE = 1 << 14
-"""Elements of the sample that bounds the split."""
-
-TINY = 2.0**-149
-"""The smallest positive float32."""
 
 
 def stored_bits(
@@ -74,47 +66,6 @@ def stored_bits(
         One more bit per element: the ReLU's derivative, which V-Quant needs and RV-Quant does not.
     """
     return count * (bits + mask) + large_count(count, ratio) * (value_bits + index_bits)
-
-
-def large_count(count: int, ratio: float) -> int:
-    """How many of `count` elements are large: ``round(ratio * count)``, half to even."""
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is the share of large values, in 0..1, got {ratio!r}")
-    return round(ratio * count)
-
-
-class Split(NamedTuple):
-    """Places and values of the large elements, in memory order, and the largest magnitude of the small."""
-
-    index: Tensor
-    values: Tensor
-    top: float
-
-
-def split(x: Tensor, ratio: float, *, signed: bool = False) -> Split:
-    """Find the exactly ``round(ratio * N)`` values of largest magnitude.
-
-    Parameters
-    ----------
-    x : (...)
-        Finite; without negative values unless `signed`.
-    ratio
-        Share of the large values among all elements, 0 to 1. Zeros are never large: where fewer than that
-        many are not zero, all that are not zero are large.
-    signed
-        Compare magnitudes.
-
-    Returns
-    -------
-    Split
-        ``index`` int64 (k,), ascending, counts elements in the order of memory; ``values`` (k,).
-
-    Notes
-    -----
-    Exact, in one read of ``x``: a sample gives a bound that somewhat more than k elements pass, and only
-    those are searched for the k-th. Should the sample mislead, the bound is lowered and ``x`` read again.
-    """
-    return _split(_in_memory_order(_checked(x)), ratio, signed)
 
 
 @dataclass(frozen=True)
@@ -222,7 +173,7 @@ def encode(
     Memory beyond the result: a few blocks, and what passes the sampled bound (a few hundredths of ``x``).
     """
     flat = _prepared(x, bits, ratio, grid)
-    large = _split(flat, ratio, grid == "signed")
+    large = split(flat, ratio, signed=grid == "signed")
     step = _step(large.top, bits, grid)
     width = -(-flat.numel() // PLANES)
     padded = F.pad(flat, (0, missing)) if (missing := PLANES * width - flat.numel()) else flat
@@ -250,7 +201,7 @@ def encode(
         raise ValueError(
             f"a large value does not fit {value_dtype}: {float(flat[large.index].abs().max()):g}"
         )
-    return PackedTensor(codes, kept, large.index.int(), step, grid, tuple(x.shape), _dense_stride(x), x.dtype)
+    return PackedTensor(codes, kept, large.index.int(), step, grid, tuple(x.shape), dense_stride(x), x.dtype)
 
 
 def fake_quantize(
@@ -263,13 +214,13 @@ def fake_quantize(
 ) -> Tensor:
     """``encode(x, ...).decode()``, bit for bit, without the packing. Parameters as for :func:`encode`."""
     flat = _prepared(x, bits, ratio, grid)
-    large = _split(flat, ratio, grid == "signed")
+    large = split(flat, ratio, signed=grid == "signed")
     step = _step(large.top, bits, grid)
     out = torch.empty(flat.shape, device=x.device)
     for block, values in _blocks(flat, out):
         _to_multiples(block.float(), step, bits, grid, values, True).mul_(step)
     out[large.index] = large.values.to(value_dtype).float()
-    return out.as_strided(x.shape, _dense_stride(x)).to(x.dtype)
+    return out.as_strided(x.shape, dense_stride(x)).to(x.dtype)
 
 
 class ValueAware(Quantizer):
@@ -370,93 +321,7 @@ def _to_multiples(x: Tensor, step: float, bits: int, grid: GridName, out: Tensor
     return out.round_()
 
 
-# --- the split ---------------------------------------------------------------------------------------------
-
-
-def _split(flat: Tensor, ratio: float, signed: bool) -> Split:
-    k = large_count(flat.numel(), ratio)
-    for bound in _bounds(flat, k, signed):
-        passed = _at_least(flat, bound, signed)
-        if len(passed.index) > k:
-            break
-    if not np.isfinite(passed.lowest) or not np.isfinite(passed.highest):
-        raise ValueError(
-            f"values must be finite, got {int((~torch.isfinite(flat)).sum())} NaN or infinite ones"
-        )
-    if passed.lowest < 0 and not signed:
-        raise ValueError(f"values must not be negative for this grid, the lowest is {passed.lowest:g}")
-    index, values = passed.index, passed.values
-    if k == 0:
-        return Split(index[:0], values[:0], max(-passed.lowest, passed.highest))
-    if len(index) <= k:  # as many are not zero
-        return Split(index, values, 0.0)
-    magnitude = values.abs() if signed else values
-    top = magnitude.kthvalue(len(index) - k).values  # the (k+1)-th largest
-    large = magnitude > top
-    if missing := k - int(large.sum()):  # equal values at the split: the first of them
-        large[(magnitude == top).nonzero()[:missing, 0]] = True
-    kept = large.nonzero()[:, 0]
-    return Split(index.index_select(0, kept), values.index_select(0, kept), float(top))
-
-
-def _bounds(flat: Tensor, k: int, signed: bool) -> Iterator[float]:
-    """Falling guesses of a magnitude that more than k elements reach; all but zeros reach the last one."""
-    count = flat.numel()
-    if k == 0:
-        yield float("inf")
-        return
-    sample = flat[:: max(1, count // max(1024, min(SAMPLE, count // 64)))]
-    sample = (sample.abs() if signed else sample).float()
-    expected = (k + 1) * len(sample) / count
-    rank = int(expected + 4 * expected**0.5) + 2
-    while rank < len(sample):
-        bound = float(sample.kthvalue(len(sample) - rank + 1).values)
-        if not bound > 0:
-            break
-        yield bound
-        rank *= 4
-    yield TINY
-
-
-class _Passed(NamedTuple):
-    index: Tensor
-    values: Tensor
-    lowest: float
-    highest: float
-
-
-def _at_least(flat: Tensor, bound: float, signed: bool) -> _Passed:
-    """Places and values, in order, of the elements of at least this magnitude; and the extremes of all."""
-    found, begin, extremes = [], 0, []
-    blocks = flat.split(SCAN if flat.device.type == "cpu" else max(1, flat.numel()))
-    for block in blocks if flat.numel() else ():
-        extremes.append(torch.stack(torch.aminmax(block)))
-        if not bound < float("inf"):
-            continue
-        if flat.device.type == "cpu" and flat.dtype != torch.bfloat16:
-            # NumPy compares and lists several times faster than torch.
-            values = block.numpy()
-            reached = (values >= bound) | (values <= -bound) if signed else values >= bound
-            index = torch.from_numpy(np.flatnonzero(reached))
-        else:
-            index = ((block.abs() if signed else block) >= bound).nonzero()[:, 0]
-        found.append((index + begin, block.index_select(0, index)))
-        begin += len(block)
-    lowest, highest = torch.stack(extremes).float().unbind(1) if extremes else torch.zeros(2, 1)
-    empty = (flat.new_empty(0, dtype=torch.int64), flat.new_empty(0))
-    index, values = (torch.cat(parts) for parts in zip(empty, *found, strict=True))
-    return _Passed(index, values, float(lowest.min()), float(highest.max()))
-
-
 # --- memory ------------------------------------------------------------------------------------------------
-
-
-def _checked(x: Tensor) -> Tensor:
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"expected float32, float16 or bfloat16, got {x.dtype}")
-    if x.numel() >= 2**31:
-        raise ValueError(f"places are stored in 32 bits: at most 2^31 - 1 elements, got {x.numel()}")
-    return x.detach()
 
 
 def _prepared(x: Tensor, bits: int, ratio: float, grid: GridName) -> Tensor:
@@ -466,20 +331,7 @@ def _prepared(x: Tensor, bits: int, ratio: float, grid: GridName) -> Tensor:
     if isinstance(bits, bool) or bits not in range(lowest, 9):
         raise ValueError(f"bits of the grid {grid!r} must be in {lowest}..8, got {bits!r}")
     large_count(1, ratio)
-    return _in_memory_order(_checked(x))
-
-
-def _dense_stride(x: Tensor) -> tuple[int, ...]:
-    """Strides of a tensor like ``x`` without gaps: its own, if it has none."""
-    return torch.empty_like(x, device="meta").stride()
-
-
-def _in_memory_order(x: Tensor) -> Tensor:
-    """The elements (N,) in the order of memory; a view where ``x`` has no gaps."""
-    stride = _dense_stride(x)
-    if stride != x.stride():
-        x = torch.empty_like(x).copy_(x)
-    return x.as_strided((x.numel(),), (1,))
+    return in_memory_order(x)
 
 
 def _width(tensor: Tensor) -> int:

@@ -97,6 +97,7 @@ def test_inception_at_module_granularity():
         (lambda: checkpoint_optimum([1], [1, 2]), "as many outputs as interiors, got 1 and 2"),
         (lambda: checkpoint_optimum([1, -1], [0, 0]), "finite and not negative"),
         (lambda: checkpoint_optimum([1, math.nan], [0, 0]), "finite and not negative"),
+        (lambda: checkpoint_optimum([1], [0], factor=0), "factor must be finite and above 0, got 0"),
         (lambda: checkpoint_cost([1, 1], [0, 0], (2,)), r"different indices in 0\.\.1"),
         (lambda: checkpoint_cost([1, 1], [0, 0], (0, 0)), r"different indices in 0\.\.1"),
     ],

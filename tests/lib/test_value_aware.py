@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.quantization import value_aware
-from lib.quantization.value_aware import ValueAware, encode, fake_quantize, large_count, split, stored_bits
+from lib.quantization import largest, value_aware
+from lib.quantization.largest import large_count, split
+from lib.quantization.value_aware import ValueAware, encode, fake_quantize, stored_bits
 
 GRIDS = ("unsigned", "relu", "signed")
 RATIOS = (0.0, 0.001, 0.02, 0.1, 1.0)
@@ -69,9 +70,12 @@ def test_the_split_is_exact_where_the_sample_misleads(sample, ratio):
     assert found.top == ordered[expected]
 
 
-def test_zeros_are_never_large():
-    x = torch.tensor([0.0, 0.0, 5.0, 0.0, 0.0])
-    assert split(x, 0.6).index.tolist() == [2]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_zeros_are_never_large(dtype):
+    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # the smallest positive number
+    x = torch.tensor([0.0, 0.0, 5.0, 0.0, least, 0.0], dtype=dtype)
+    assert split(x, 0.6).index.tolist() == [2, 4]
+    assert split(-x, 0.6, signed=True).index.tolist() == [2, 4]
 
 
 @given(seed=st.integers(0, 1000))
@@ -245,8 +249,8 @@ def test_layout_and_type_come_back(layout, dtype):
 def test_blocks_leave_no_seam(monkeypatch):
     x = activations(100_000)
     whole = encode(x, 3, 0.02), fake_quantize(x, 3, 0.02)
-    for name in ("BLOCK", "SCAN"):
-        monkeypatch.setattr(value_aware, name, 1000)
+    monkeypatch.setattr(value_aware, "BLOCK", 1000)
+    monkeypatch.setattr(largest, "SCAN", 1000)
     parts = encode(x, 3, 0.02)
     assert torch.equal(parts.codes, whole[0].codes) and torch.equal(parts.index, whole[0].index)
     assert torch.equal(parts.decode(), whole[1]) and torch.equal(fake_quantize(x, 3, 0.02), whole[1])
