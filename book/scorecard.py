@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 from html import escape, unescape
 from pathlib import Path
 from re import sub
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from docutils.nodes import make_id
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from lib.claims import VERDICTS, Ledger, format_interval, format_number, load_ledger
 from lib.evidence import ClaimEvidence, Evidence
@@ -127,42 +129,45 @@ def in_words(row: pd.Series) -> str:
 def headline(claims: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Stacked bars of verdicts per chapter; verdicts against recalled numbers are a second, thinner bar."""
     use_style()
-    bars = []
+    bars, place = [], 0.0
     for chapter in dict.fromkeys(claims["chapter"]):
         for recalled in (False, True):
             row = counts(claims, recalled=recalled).loc[chapter]
             if row.sum():
-                bars.append(("recalled numbers" if recalled else titles[chapter], row[row > 0], recalled))
-    widest = max(row.sum() for _, row, _ in bars)
-    figure, axis = plt.subplots(figsize=(6.6, 1.25 * len(bars)))
-    with plt.rc_context({"hatch.color": "#555555", "hatch.linewidth": 0.6}):
-        for place, (label, row, recalled) in enumerate(bars):
-            height = 0.26 if recalled else 0.4
-            axis.text(0, place - height / 2 - 0.05, label, va="bottom", fontsize=11, weight="bold")
-            _bar(axis, place, row, height, letter=widest / 70)
-    axis.set(xlim=(-0.003 * widest, widest * 1.003), ylim=(len(bars) - 0.38, -0.5))
+                bars.append((place, fill(titles[chapter], 26), row[row > 0], recalled))
+                place += 0.62 if recalled else 0.7
+        place += 0.35
+    figure, axis = plt.subplots(figsize=(7.6, 1.0 + 0.62 * place))
+    for place, title, row, recalled in bars:
+        _bar(axis, place, row, height=0.36 if recalled else 0.56)
+        label, style = ("recalled numbers", "italic") if recalled else (title, "normal")
+        name = {"fontsize": 9.5 if recalled else 10.5, "fontstyle": style, "ha": "right", "va": "center"}
+        axis.text(-0.015, place, label, transform=axis.get_yaxis_transform(), **name)
+    widest = max(row.sum() for _, _, row, _ in bars)
+    axis.set(xlim=(-0.003 * widest, widest * 1.003), ylim=(bars[-1][0] + 0.5, -0.5))
     axis.axis("off")
+    seen = [verdict for verdict in VERDICTS if any(verdict in row.index for _, _, row, _ in bars)]
+    keys = [Patch(label=verdict, linewidth=1, edgecolor="#333333", **_look(verdict)) for verdict in seen]
+    figure.legend(
+        handles=keys, loc="outside upper center", ncols=4, frameon=False, fontsize=10, handleheight=1.4
+    )
     return figure
 
 
-def _bar(axis: Axes, place: int, row: pd.Series, height: float, letter: float) -> None:
-    """One bar: numbers inside, words below; a word that would touch the one before goes a line down."""
-    left, taken = 0, [-1.0, -1.0, -1.0]  # where the last word of each line ends
+def _look(verdict: str) -> dict[str, str]:
+    """Fill, hatch and outline of a verdict."""
+    colour, hatch = LOOKS[verdict]
+    return {"facecolor": colour, "hatch": hatch, "linestyle": ":" if verdict == "not tested" else "-"}
+
+
+def _bar(axis: Axes, place: float, row: pd.Series, height: float) -> None:
+    """One bar with its counts inside."""
+    left = 0
     for verdict, count in row.items():
-        fill, hatch = LOOKS[verdict]
-        dash = ":" if verdict == "not tested" else "-"
-        box = {"height": height, "color": fill, "hatch": hatch, "edgecolor": "#333333", "linestyle": dash}
-        axis.barh(place, count, left=left, linewidth=1, **box)
-        middle, half = left + count / 2, letter * len(verdict) / 2
-        white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        text = {"ha": "center", "color": "black"}
-        axis.text(middle, place, str(count), va="center", fontsize=11, weight="bold", bbox=white, **text)
-        line = next((n for n, end in enumerate(taken) if middle - half > end + letter), len(taken) - 1)
-        taken[line] = middle + half
-        top = place + height / 2 + 0.03
-        if line:
-            axis.plot([middle, middle], [top, top + 0.16 * line], color="#777777", linewidth=0.8)
-        axis.text(middle, top + 0.02 + 0.16 * line, verdict, va="top", fontsize=10.5, **text)
+        axis.barh(place, count, left=left, height=height, linewidth=1, edgecolor="#333333", **_look(verdict))
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        text = {"ha": "center", "va": "center", "fontsize": 10, "weight": "bold", "color": "black"}
+        axis.text(left + count / 2, place, str(count), bbox=white, **text)
         left += count
 
 
@@ -248,8 +253,8 @@ def _plain(text: str) -> str:
 
 
 def short_title(ledger: Ledger) -> str:
-    """A paper's name as far as its colon, and its year: ``MEANTIME (2020)``."""
-    return f"{ledger.paper.title.split(':')[0]} ({ledger.paper.year})"
+    """What the ledger calls the paper for short, else its title up to the colon; and the year."""
+    return f"{ledger.paper.short or ledger.paper.title.split(':')[0]} ({ledger.paper.year})"
 
 
 def write(evidence: Iterable[Evidence], folder: Path, root: Path) -> pd.DataFrame:

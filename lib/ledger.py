@@ -236,10 +236,15 @@ Claim = Comparison | Bound | Measurement | Arithmetic
 
 
 class Paper(Schema):
-    """The paper a chapter is about. `read` says what of it could be read when the ledger was written."""
+    """The paper a chapter is about.
+
+    `short` is a name for figures, where the title's part before the colon is too long for one; `read` says
+    what of the paper could be read when the ledger was written.
+    """
 
     id: Text
     title: Text
+    short: str = ""
     authors: tuple[Text, ...] = Field(min_length=1)
     venue: Text
     year: int = Field(ge=1600, le=2100)

@@ -101,7 +101,8 @@ def test_headline_tells_verdicts_apart_without_colour(varied):
     looks = [(bar.get_hatch(), bar.get_linestyle()) for bar in bars[: len(VERDICTS)]]
     assert len(set(looks)) == len(VERDICTS)
     words = {text.get_text() for text in figure.axes[0].texts}
-    assert set(VERDICTS) <= words and "recalled numbers" in words
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(VERDICTS)
+    assert {"Student (1908)", "recalled numbers"} <= words
 
 
 def test_fragments_are_the_same_for_the_same_evidence(evidence, tmp_path):
