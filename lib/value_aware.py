@@ -21,7 +21,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.models.resnet import BasicBlock, Bottleneck
 from lib.quantization.convert import quantize
 from lib.quantization.saved_tensors import PackedActivations, PackedTraining, checkpointed, peak_bytes
-from lib.quantization.training_memory import Stored, family
+from lib.quantization.training_memory import Stored, bits_per_value, family, sensitivity
 from lib.quantization.value_aware import ValueAware, fake_quantize
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "layer_inputs",
     "measure_steps",
     "memory_by_network",
+    "sensitivity",
     "sqnr",
     "step_figure",
 ]
@@ -212,7 +213,7 @@ def memory_by_network(networks: Mapping[str, tuple[Callable[[], nn.Module], int]
             "values": values / 1e6,
             "image": 4 * stored.image / 1e6,
             "full precision": full,
-            "V-Quant": stored.packed_bytes(5.28) / 1e6,
+            "V-Quant": stored.packed_bytes(bits_per_value(mask=True)) / 1e6,
             "RV-Quant": rv,
             "gain": full / rv,
         }
