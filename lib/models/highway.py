@@ -35,9 +35,11 @@ class Highway(nn.Module):
     ----------
     entrance : Quantizer
         Of the branch's input.
-    skip : Quantizer, "shared" or None
-        What the shortcut carries: its own grid, the branch's quantised input (conventional), or the input as
-        it is (a highway in floating point).
+    shares : bool
+        Whether the shortcut carries the branch's quantised input (conventional).
+    highway : Quantizer or nn.Identity
+        Otherwise, what the shortcut makes of the input: a grid of its own, or nothing (a highway in floating
+        point).
     quantize_projection : bool
         Whether a shortcut that is a convolution takes the branch's quantised input in any case.
     """
@@ -54,7 +56,7 @@ class Highway(nn.Module):
     def of(
         cls, block: nn.Module, entrance: nn.Module, skip: Quantizer | str | None, quantize_projection: bool
     ) -> Self:
-        """A block with the layers of ``block``, under their names."""
+        """A block with the layers of ``block``, under their names; ``skip`` is a grid, "shared" or None."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         own = {name: value for name, value in vars(block).items() if name not in ("_parameters", "_modules")}

@@ -26,7 +26,8 @@ class Uniform(Quantizer):
         Same range on both sides of zero: 2^bits − 1 levels (the default for signed data); otherwise all
         2^bits levels, of which one is exactly zero.
     range_from
-        ``"minmax"``: the extremes of the data. ``"mse"``: the fraction of them with the least squared error.
+        ``"minmax"``: the extremes of the data. ``"mse"``: the fraction of them with the least squared error;
+        the extremes where ``bits`` is None.
     channels
         One range per index of dimension 0, or None for one.
 
@@ -84,7 +85,7 @@ class Uniform(Quantizer):
             upper = torch.maximum(rows.amax(1), zero)
             lower = torch.minimum(rows.amin(1), zero) if self._signed else zero
         self._set(lower, upper)
-        if self.range_from == "mse":
+        if self.range_from == "mse" and self.bits is not None:  # without bits there is no error to search
             self._search(rows, lower, upper)
 
     def _set(self, lower: Tensor, upper: Tensor) -> None:

@@ -462,6 +462,8 @@ def test_least_squares_range_beats_the_extremes_and_its_neighbours():
         other = Uniform(3).initialise(x)
         other.upper.copy_(best.upper * factor)
         assert error <= (other(x) - x).square().sum()
+    whole = Uniform(None, range_from="mse").initialise(x)  # there is no error to search without bits
+    assert whole.upper.item() == 30.0 and torch.equal(whole(x), x)
 
 
 def test_dorefa_levels_and_gradient():
