@@ -133,6 +133,28 @@ def curves_figure(
     return axis.figure
 
 
+def seeds_bar(axis: Axes, place: float, values: Sequence[float], *, level: float = LEVEL, **style) -> None:
+    """Draw a mean over seeds with its Student-t interval upright at ``place``, the seeds as points beside it.
+
+    Parameters
+    ----------
+    axis
+        Where to draw.
+    place
+        On the horizontal axis.
+    values
+        One per seed. A single one has no interval; of none, nothing is drawn.
+    level
+        Coverage of the interval, by default that of the verdicts.
+    style
+        For ``Axes.errorbar``, such as ``fmt``, ``color`` and ``label``.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values):
+        axis.errorbar(place, values.mean(), yerr=_half_width(values, level), capsize=4, **style)
+        axis.plot(np.full(len(values), place + 0.07), values, ".", color="#777777", markersize=4)
+
+
 def _half_width(values: np.ndarray, level: float) -> float:
     if len(values) < 2:
         return float("nan")

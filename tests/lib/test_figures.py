@@ -1,12 +1,13 @@
 """The recurring figures show the numbers they are given."""
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.figures import MARKERS, arm_styles, arms_figure, curves_figure, use_style
+from lib.figures import MARKERS, arm_styles, arms_figure, curves_figure, seeds_bar, use_style
 from lib.intervals import LEVEL
 
 matplotlib.use("Agg")
@@ -32,6 +33,21 @@ def test_arms_figure_draws_every_seed_mean_and_interval():
         assert bar == pytest.approx(expected)
     assert [label.get_text() for label in axis.get_yticklabels()] == list(VALUES)
     assert axis.get_xlabel() == "NDCG@10" and figure.get_facecolor() == (1, 1, 1, 1)
+
+
+def test_seeds_bar_draws_seeds_mean_and_interval():
+    axis = plt.subplots()[1]
+    for place, values in enumerate([*VALUES.values(), []]):
+        seeds_bar(axis, place, values, fmt="o")
+    seeds = [line.get_ydata().tolist() for line in axis.lines if line.get_marker() == "."]
+    assert seeds == list(VALUES.values())
+    assert len(axis.containers) == len(VALUES)  # without seeds nothing is drawn
+    means = [container.lines[0].get_ydata()[0] for container in axis.containers]
+    assert means == pytest.approx([np.mean(values) for values in VALUES.values()])
+    bars = [container.lines[2][0].get_segments()[0][:, 1] for container in axis.containers[:2]]
+    for bar, values in zip(bars, VALUES.values(), strict=False):
+        expected = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+        assert bar == pytest.approx(expected)
 
 
 def test_curves_figure_draws_the_mean_over_seeds():

@@ -13,7 +13,7 @@ from PIL import Image
 from lib.quantization.convert import quantized_layers
 from lib.request import read_chapter, resolve
 
-STEPS = {"fp_steps": 2, "v3_fp_steps": 2, "stabilise_steps": 2, "sample_steps": 4, "map_rounds": [2]}
+STEPS = {"fp_steps": [2, 2], "stabilise_steps": 2, "sample_steps": 4, "map_rounds": [2]}
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +67,32 @@ def test_the_scale_is_the_authors_recipe():
         "v3_momentum": 0.01,
         "clip_norm": 0.0,
         "path": [8, 5],
+        "other_widths": [],
     }
-    recipe |= {"path": [8, 5], "map_bits": [4], "map_rounds": [15 * epoch], "sample_steps": 5 * epoch}
+    recipe |= {"map_bits": [4], "map_rounds": [15 * epoch], "sample_steps": 5 * epoch}
     recipe["ema_rate"] = 0.0003
-    recipe |= {"stabilise_steps": 5 * epoch, "fp_steps": 15 * epoch, "width": 1.0, "repeats": 4}
+    recipe |= {"stabilise_steps": 5 * epoch, "fp_steps": [15 * epoch, 90 * epoch], "width": 1.0, "repeats": 4}
     assert {name: asked[name] for name in recipe} == recipe
 
 
 def test_mobilenet_v2_down_to_four_bits(chapter):
     chapter["recipe"] = chapter["Recipe"](learning_rate=0.005, weight_decay=4e-5)
     exec(chapter["cell"]("def prepared"), chapter)
-    network = chapter["v2"][0]
+    exec(chapter["cell"]("v2 = {").split("results = []")[0], chapter)
+    network = chapter["v2"][1.0, 0]
     assert sum(p.numel() for p in network.parameters()) == 3_504_872
     assert network.classifier[1].out_features == 1000
-    prepared, values = chapter["prepared"](0, 4)
+    prepared, values = chapter["prepared"]((1.0, 0), 4)
     assert len(values) == 52 and all(np.isfinite(value) and value >= 0 for value in values.values())
     assert {layer.weight_quantizer.bits for _, layer in quantized_layers(prepared)} == {4}
-    assert set(chapter["along"]) == {("full precision", 0), ("8 bits", 0), ("5 bits", 0)}
+    assert set(chapter["along"]) == {("full precision", 1.0, 0), ("8 bits", 1.0, 0), ("5 bits", 1.0, 0)}
     rounds = chapter["freezing_rounds"](values)
     assert [len(names) for names in rounds] == [0, 17, 34]
     frozen = rounds[2]
     before = {name: prepared.get_submodule(name).weight.clone() for name in values}
-    best = chapter["in_stages"](prepared, 0, [(chapter["finetune"], "PROFIT", 50, 2, rounds[1:], 3e-4)])
+    best = chapter["in_stages"](
+        prepared, (1.0, 0), [(chapter["finetune"], "PROFIT", 50, 2, rounds[1:], 3e-4)]
+    )
     assert best is not prepared  # the moving average
     still = {name for name in values if torch.equal(prepared.get_submodule(name).weight, before[name])}
     assert set(rounds[1]) <= still and set(values) - still >= set(values) - set(frozen)
