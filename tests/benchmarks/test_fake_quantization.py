@@ -23,14 +23,6 @@ QUANTISERS = {"uniform": Uniform(4), "PACT": PACT(4, signed=True), "LSQ": LSQ(4)
               "DuQ": DuQ(4, grid="symmetric")}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def both_ways(function, x, g) -> float:
     """Seconds of one forward and backward."""
     x.grad = None

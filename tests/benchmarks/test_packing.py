@@ -26,14 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNT = 1 << 21
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seconds(function) -> float:
     start = time.process_time()
     function()

@@ -120,14 +120,6 @@ def gradients_under_authors_keys(model: Meantime) -> dict[str, torch.Tensor]:
     return gradients
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.benchmark
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_loss_and_gradients_equal_the_straightforward_ones(dtype):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lib.quantization.convert import quantized_layers
 from lib.request import read_chapter, resolve
@@ -17,16 +16,8 @@ STEPS = {"fp_steps": [2, 2], "stabilise_steps": 2, "sample_steps": 4, "map_round
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """``imagenet/{train,val_pt}/<wnid>/*.JPEG``, one picture each."""
-    root = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for split in ("train", "val_pt"):
-        for number in range(1000):
-            path = root / "imagenet" / split / f"n{number:08d}" / f"n{number:08d}_0.JPEG"
-            path.parent.mkdir(parents=True)
-            Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path, "JPEG")
-    return root
+def folder(made_up_imagenet):
+    return made_up_imagenet("train", "val_pt")
 
 
 class NoRecord:

@@ -5,9 +5,7 @@ The pictures are made up; their files are laid out as ImageNet's are, in a thous
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from lib.models.inception import InceptionV3
 from lib.request import read_chapter, resolve
@@ -17,16 +15,8 @@ CLASSES = 1000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """``imagenet/{train,val}/<wnid>/*.JPEG``, one picture each."""
-    root = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for number in range(CLASSES):
-            path = root / "imagenet" / split / f"n{number:08d}" / f"n{number:08d}_0.JPEG"
-            path.parent.mkdir(parents=True)
-            Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path, "JPEG")
-    return root
+def folder(made_up_imagenet):
+    return made_up_imagenet("train", "val")
 
 
 class NoRecord:
