@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib.cost.activations import stored_inputs
 from lib.data.preprocessing import Preprocessing
-from lib.models.resnet import BasicBlock, Bottleneck
+from lib.models.resnet import ResidualBlock
 from lib.quantization.convert import quantize
 from lib.quantization.saved_tensors import PackedActivations, PackedTraining, checkpointed, peak_bytes
 from lib.quantization.training_memory import Stored, bits_per_value, family, sensitivity
@@ -137,7 +137,7 @@ def annealing(
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """Modules between which checkpoints are put: residual blocks, or the mixed blocks of Inception-v3."""
-    residual = [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck)]
+    residual = [m for m in network.modules() if isinstance(m, ResidualBlock)]
     return residual or [m for name, m in network.named_children() if name.startswith("Mixed")]
 
 

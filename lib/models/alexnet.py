@@ -21,6 +21,21 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
+def fully_connected(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """The classifier of Caffe's AlexNet and of VGG-S: ``fc6`` to ``fc8``, dropout behind the first two."""
+    return nn.Sequential(
+        OrderedDict(
+            fc6=nn.Linear(inputs, hidden),
+            relu6=nn.ReLU(inplace=True),
+            drop6=nn.Dropout(dropout),
+            fc7=nn.Linear(hidden, hidden),
+            relu7=nn.ReLU(inplace=True),
+            drop7=nn.Dropout(dropout),
+            fc8=nn.Linear(hidden, num_classes),
+        )
+    )
+
+
 class AlexNet(nn.Module):
     """The two-group network: 60,965,224 parameters, 724 million MACs for one 227 × 227 image.
 
@@ -66,17 +81,7 @@ class AlexNet(nn.Module):
                 pool5=nn.MaxPool2d(3, 2),
             )
         )
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                fc6=nn.Linear(c5 * 6 * 6, hidden),
-                relu6=nn.ReLU(inplace=True),
-                drop6=nn.Dropout(dropout),
-                fc7=nn.Linear(hidden, hidden),
-                relu7=nn.ReLU(inplace=True),
-                drop7=nn.Dropout(dropout),
-                fc8=nn.Linear(hidden, num_classes),
-            )
-        )
+        self.classifier = fully_connected(c5 * 6 * 6, hidden, num_classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, 227, 227) to logits (B, num_classes)."""

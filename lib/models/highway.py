@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lib.metrics.signal import sqnr
 from lib.models.language_model import LSTMLanguageModel, LSTMLayer
-from lib.models.resnet import BasicBlock, Bottleneck, ResNet
+from lib.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
 from lib.quantization.convert import Kind, quantize
 from lib.quantization.quantizer import Quantizer
 from lib.quantization.uniform import Uniform
@@ -165,7 +165,7 @@ def block_outputs(network: ResNet, images: Tensor) -> list[Tensor]:
     handles = [
         module.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
         for module in network.modules()
-        if isinstance(module, BasicBlock | Bottleneck)
+        if isinstance(module, ResidualBlock)
     ]
     try:
         with torch.no_grad():

@@ -8,6 +8,7 @@ load. The quantised variants of PROFIT's authors, which differ in places, are in
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -157,6 +158,16 @@ class InvertedResidual(nn.Module):
         return images + self.conv(images) if self.residual else self.conv(images)
 
 
+def v2_blocks(width: float, strides: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Input channels, output channels, expansion and stride of each inverted residual of v2."""
+    channels = divisible(32 * width)
+    for (expansion, outputs, repeats, _), stride in zip(V2_STAGES, strides, strict=True):
+        outputs = divisible(outputs * width)
+        for block in range(repeats):
+            yield channels, outputs, expansion, stride if block == 0 else 1
+            channels = outputs
+
+
 class MobileNetV2(nn.Module):
     """Inverted residuals with linear bottlenecks; loads torchvision's ``mobilenet_v2`` weights.
 
@@ -185,18 +196,10 @@ class MobileNetV2(nn.Module):
         check_sizes(width, num_classes)
         strides = reduced_strides([2, *(stride for *_, stride in V2_STAGES)], reduction)
         last = last_channels or divisible(1280 * max(1.0, width))
-        channels = divisible(32 * width)
-        layers = [conv_norm(3, channels, 3, stride=strides[0], activation=nn.ReLU6)]
-        for (expansion, outputs, repeats, _), stride in zip(V2_STAGES, strides[1:], strict=True):
-            outputs = divisible(outputs * width)
-            for block in range(repeats):
-                layers.append(
-                    InvertedResidual(
-                        channels, outputs, expansion=expansion, stride=stride if block == 0 else 1
-                    )
-                )
-                channels = outputs
-        layers.append(conv_norm(channels, last, activation=nn.ReLU6))
+        layers = [conv_norm(3, divisible(32 * width), 3, stride=strides[0], activation=nn.ReLU6)]
+        for inputs, outputs, expansion, stride in v2_blocks(width, strides[1:]):
+            layers.append(InvertedResidual(inputs, outputs, expansion=expansion, stride=stride))
+        layers.append(conv_norm(outputs, last, activation=nn.ReLU6))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last, num_classes))
         initialise(self)

@@ -23,7 +23,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lib.models.mobilenet import V2_STAGES, V3_LARGE_BLOCKS, check_sizes, divisible, reduced_strides
+from lib.models.mobilenet import (
+    V2_STAGES,
+    V3_LARGE_BLOCKS,
+    check_sizes,
+    divisible,
+    reduced_strides,
+    v2_blocks,
+)
 from lib.quantization.duq import HSWISH_MINIMUM, DuQ, DuQConv2d, DuQLinear
 
 V3_MOMENTUM = 0.0003  # 1 − 0.9997, the rate of the authors' moving average of weights
@@ -179,17 +186,12 @@ class QuantizedMobileNetV2(AuthorsNetwork):
         check_sizes(width, num_classes)
         strides = reduced_strides([2, *(stride for *_, stride in V2_STAGES)], reduction)
         last = last_channels or divisible(1280 * max(1.0, width))
-        channels = divisible(32 * width)
-        layers = [conv_norm(3, channels, 3, stride=strides[0], activation=relu6())]
-        for (expansion, outputs, repeats, _), stride in zip(V2_STAGES, strides[1:], strict=True):
-            outputs = divisible(outputs * width)
-            for block in range(repeats):
-                step = stride if block == 0 else 1
-                layers.append(QuantizedInvertedResidual(channels, outputs, expansion=expansion, stride=step))
-                channels = outputs
+        layers = [conv_norm(3, divisible(32 * width), 3, stride=strides[0], activation=relu6())]
+        for inputs, outputs, expansion, stride in v2_blocks(width, strides[1:]):
+            layers.append(QuantizedInvertedResidual(inputs, outputs, expansion=expansion, stride=stride))
         self.features = sequence(*layers)
         self.features.add_module(f"-{len(layers)}", symmetric())
-        self.features.add_module(str(len(layers)), conv_norm(channels, last))
+        self.features.add_module(str(len(layers)), conv_norm(outputs, last))
         self.classifier = nn.Sequential(nn.Dropout(dropout), DuQLinear(last, num_classes))
         self.relu6 = relu6()
         for module in self.modules():

@@ -13,7 +13,25 @@ import torch
 from torch import Tensor, nn
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """What residual blocks share: relu(branch(x) + shortcut(x)); `downsample` is the projection, or None."""
+
+    relu: nn.Module
+    downsample: nn.Module | None
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What the block adds to its shortcut, before the addition."""
+        raise NotImplementedError
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The input itself, or its projection where the shape changes."""
+        return x if self.downsample is None else self.downsample(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.branch(x) + self.shortcut(x))
+
+
+class BasicBlock(ResidualBlock):
     """Two 3×3 convolutions and a skip connection: relu(branch(x) + shortcut(x)).
 
     Parameters
@@ -54,15 +72,8 @@ class BasicBlock(nn.Module):
         """What the block adds to its shortcut, before the addition."""
         return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
 
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The input itself, or its projection where the shape changes."""
-        return x if self.downsample is None else self.downsample(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.branch(x) + self.shortcut(x))
-
-
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1×1, 3×3 (in groups) and 1×1 convolutions and a skip connection: relu(branch(x) + shortcut(x)).
 
     Parameters
@@ -111,13 +122,6 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         return self.bn3(self.conv3(x))
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The input itself, or its projection where the shape changes."""
-        return x if self.downsample is None else self.downsample(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.branch(x) + self.shortcut(x))
 
 
 class ResNet(nn.Module):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lib.models.alexnet import check_positive
+from lib.models.alexnet import check_positive, fully_connected
 
 #: Output channels of VGG-16's convolutions; a 2 × 2 pooling ends each stage.
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -137,17 +137,7 @@ class VGGS(nn.Module):
                 pool5=nn.MaxPool2d(3, 3, ceil_mode=True),
             )
         )
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                fc6=nn.Linear(c3 * 6 * 6, hidden),
-                relu6=nn.ReLU(inplace=True),
-                drop6=nn.Dropout(dropout),
-                fc7=nn.Linear(hidden, hidden),
-                relu7=nn.ReLU(inplace=True),
-                drop7=nn.Dropout(dropout),
-                fc8=nn.Linear(hidden, num_classes),
-            )
-        )
+        self.classifier = fully_connected(c3 * 6 * 6, hidden, num_classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, 224, 224) to logits (B, num_classes)."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lib.models.resnet import ResidualBlock
+
 #: Depth to blocks per stage.
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class VideoBottleneck(nn.Module):
+class VideoBottleneck(ResidualBlock):
     """1×1×1, 3×3×3 (in groups) and 1×1×1 convolutions and a skip connection.
 
     Parameters
@@ -65,13 +67,6 @@ class VideoBottleneck(nn.Module):
         x = self.mix(self.relu(self.bn1(self.conv1(x))))
         x = self.relu(self.bn2(self.conv2(x)))
         return self.bn3(self.conv3(x))
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The input itself, or its projection where the shape changes."""
-        return x if self.downsample is None else self.downsample(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.branch(x) + self.shortcut(x))
 
 
 class VideoResNet(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import Grid, Quantizer, fake_quantize
+from lib.quantization.quantizer import Grid, Quantizer, checked_bits, fake_quantize
 from lib.quantization.uniform import Uniform
 
 HSWISH_MINIMUM = -0.375
@@ -149,9 +149,7 @@ class _AuthorsLayer:
 
     @bits.setter
     def bits(self, value: int | None) -> None:
-        if value is not None and value not in range(2, 9):
-            raise ValueError(f"{type(self).__name__}: bits must be in 2..8 or None, got {value!r}")
-        self._bits = value
+        self._bits = checked_bits(self, value, 2)
 
     def initialise(self, weight: Tensor | None = None) -> None:
         """Set both ranges to 0.9 max|w|."""

@@ -38,6 +38,13 @@ class Grid(NamedTuple):
     high: int
 
 
+def checked_bits(owner: object, value: int | None, least: int) -> int | None:
+    """``value`` if it is None or in ``least``..8; else a ValueError that names the owner's class."""
+    if value is not None and (isinstance(value, bool) or value not in range(least, 9)):
+        raise ValueError(f"{type(owner).__name__}: bits must be in {least}..8 or None, got {value!r}")
+    return None if value is None else int(value)
+
+
 class Quantizer(nn.Module):
     """Base of every quantiser.
 
@@ -76,10 +83,7 @@ class Quantizer(nn.Module):
 
     @bits.setter
     def bits(self, value: int | None) -> None:
-        if value is not None and (isinstance(value, bool) or value not in range(self.least, 9)):
-            name = type(self).__name__
-            raise ValueError(f"{name}: bits must be in {self.least}..8 or None, got {value!r}")
-        self._bits = None if value is None else int(value)
+        self._bits = checked_bits(self, value, self.least)
 
     @property
     def signed(self) -> bool:
