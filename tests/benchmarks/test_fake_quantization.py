@@ -49,7 +49,7 @@ def test_within_twice_an_elementwise_pass(name, record_property):
     quantizer = QUANTISERS[name].initialise(x.detach())
     functions = {"ours": quantizer, "pass": F.hardtanh, "torch": torch_quantise}
     steps = {name: both_ways(function, x, g) for name, function in functions.items()}
-    # Ratios within a round, and their median: now and then the system hands out warm pages to one of the passes.
+    # The median ratio within a round: now and then the system hands out warm pages to one of the passes.
     table = paired_latency(steps, repeats=7, warmup=1, clock=time.process_time)
     time_of = table.pivot(index="round", columns="function", values="milliseconds")
     ratio, theirs = (time_of[["ours", "torch"]].div(time_of["pass"], axis=0)).median()
