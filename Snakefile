@@ -7,7 +7,7 @@
 #   snakemake -n                                what would run
 #   snakemake --executor slurm --jobs 50        on a cluster (pip install snakemake-executor-plugin-slurm)
 #
-# A run's folder is named by the content of all that decides it (lib/fingerprint.py). So a rule never asks whether
+# A run's folder is named by the content of all that decides it (lib/runs/fingerprint.py). So a rule never asks whether
 # something is out of date, only whether it exists: no dates, and nothing to do when nothing has changed. Each run is a
 # process of its own that needs this folder and the Python of this environment, and no state besides: on a cluster the
 # folder must lie where all nodes see it. A killed batch is started again by the same command.
@@ -29,8 +29,8 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-from lib.parameters import read_parameters
-from lib.request import chapters, read_chapter, run_folder
+from lib.runs.parameters import read_parameters
+from lib.runs.request import chapters, read_chapter, run_folder
 
 workdir: ROOT
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from book import fragments, scorecard  # noqa: E402
-from lib.evidence import Evidence  # noqa: E402
+from lib.ledger.evidence import Evidence  # noqa: E402
 
 DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
 GITHUB = re.compile(
@@ -360,7 +360,7 @@ def build(
     environ : dict, optional
         Environment that names the repository, ``os.environ`` by default.
     run_folder : callable, optional
-        ``(chapter, scale, root=...) -> Path``, ``lib.run.run_folder`` by default.
+        ``(chapter, scale, root=...) -> Path``, ``lib.runs.request.run_folder`` by default.
 
     Raises
     ------
@@ -368,7 +368,7 @@ def build(
         Anything is missing, warned about or wrong; the published pages are then left as they were.
     """
     if run_folder is None:
-        from lib.run import run_folder
+        from lib.runs.request import run_folder
     require_jupyter_book(importlib.metadata.version("jupyter-book"))
     slug = repository(dict(os.environ) if environ is None else environ, git_remote(root))
     output = root / "_build"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from re import sub
 
-from lib.evidence import Evidence, evidence_schema
-from lib.provenance import direct_dependencies
+from lib.ledger.evidence import Evidence, evidence_schema
+from lib.ledger.provenance import direct_dependencies
 
 
 def cell(text: str) -> str:

@@ -21,10 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lib.claims import VERDICTS, Ledger, format_interval, format_number, load_ledger
-from lib.evidence import ClaimEvidence, Evidence
-from lib.figures import use_style
-from lib.record_tables import badge, measured, paper_numbers
+from lib.chapter.figures import use_style
+from lib.chapter.tables import badge, measured, paper_numbers
+from lib.ledger.evidence import ClaimEvidence, Evidence
+from lib.ledger.schema import Ledger, load_ledger
+from lib.ledger.verdicts import VERDICTS
+from lib.ledger.wording import format_interval, format_number
 
 # Fill and hatch of each verdict: the hatches and the printed words tell them apart without colour.
 LOOKS = {
@@ -111,7 +113,7 @@ def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Chapters × verdicts, in the order of `lib.claims.VERDICTS`.
+        Chapters × verdicts, in the order of `lib.ledger.verdicts.VERDICTS`.
     """
     chapters = list(dict.fromkeys(claims["chapter"]))
     chosen = claims[claims["recalled"] == recalled]

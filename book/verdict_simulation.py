@@ -1,7 +1,8 @@
 """How often the rule of verdicts is wrong, and how often it sees what is there: simulated claims.
 
-Ten thousand made-up claims per setting are judged by the `lib.intervals.decide` that judges the chapters.
-``python book/verdict_simulation.py FOLDER`` writes the figure and the tables of the page on verdicts.
+Ten thousand made-up claims per setting are judged by the `lib.ledger.intervals.decide` that judges the
+chapters. ``python book/verdict_simulation.py FOLDER`` writes the figure and the tables of the page on
+verdicts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import ndtri
 
-from lib.figures import arm_styles, use_style
-from lib.intervals import decide
+from lib.chapter.figures import arm_styles, use_style
+from lib.ledger.intervals import decide
 
 CLAIMS = 10_000
 REPLICATES = tuple(range(3, 11))

@@ -41,7 +41,7 @@ import os
 import time
 
 {imports}
-from lib.evidence import Record
+from lib.chapter.record import Record
 
 record = Record("{name}", scale=scale, run_dir=run_dir)
 ```

@@ -6,7 +6,7 @@ approximated by a small core and one factor for each channel side; the two spati
     K[t, s, i, j] ≈ Σ_{q,r} U4[t, q] C[q, r, i, j] U3[s, r].
 
 The decomposition minimises the error of the *weights*, not of the layer's response. Here: the factors.
-`lib.compression.layers` turns them into a sequence of layers inside a model.
+`lib.compression.compressed_layers` turns them into a sequence of layers inside a model.
 """
 
 from __future__ import annotations

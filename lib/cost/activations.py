@@ -3,8 +3,8 @@
 The model runs once on the meta device while every operator of torch is watched. Tensors are told apart by
 their storage, so views (a flattened, a transposed tensor) are no tensors of their own.
 
-* :func:`live_activations`: the most elements that must exist at the same time during inference.
-* :func:`stored_inputs`, :func:`saved_tensors`, :func:`stored_by_unit`: two answers to which activations a
+* `live_activations`: the most elements that must exist at the same time during inference.
+* `stored_inputs`, `saved_tensors`, `stored_by_unit`: two answers to which activations a
   training step keeps for its backward pass (Park, Yoo and Vajda, "Value-aware Quantization", ECCV 2018; the
   convention of the paper is not published).
 """
@@ -91,7 +91,7 @@ def trace(
 ) -> Trace:
     """Run a model for inference and write down which activation each operator reads and writes.
 
-    Parameters and errors as :func:`lib.cost.operations.count_operations`.
+    Parameters and errors as `lib.cost.operations.count_operations`.
     """
     runner, arguments = prepare(model, input_shape, inputs, device)
     stored = _Storages(runner)
@@ -123,7 +123,7 @@ def live_activations(
     Parameters
     ----------
     model, input_shape, inputs, method, device
-        As :func:`lib.cost.operations.count_operations`.
+        As `lib.cost.operations.count_operations`.
     inplace_add
         Whether an element-wise operator on several activations, as the addition of a skip connection,
         overwrites one of them that is not read later. ``False``: it writes to memory of its own.
@@ -167,7 +167,7 @@ def stored_inputs(
     Parameters
     ----------
     model, input_shape, inputs
-        As :func:`lib.cost.operations.count_operations`; on the meta device.
+        As `lib.cost.operations.count_operations`; on the meta device.
     kinds
         The layers whose inputs count.
 
@@ -208,7 +208,7 @@ def saved_tensors(
     Parameters
     ----------
     model, input_shape, inputs
-        As :func:`lib.cost.operations.count_operations`; on the meta device.
+        As `lib.cost.operations.count_operations`; on the meta device.
 
     Returns
     -------
@@ -256,12 +256,12 @@ def stored_by_unit(
     Parameters
     ----------
     model, input_shape, inputs
-        As :func:`stored_inputs`.
+        As `stored_inputs`.
     ends
         Names of modules in order of execution: a unit ends with the output of each.
     kinds
-        As :func:`stored_inputs`; ``None`` counts what automatic differentiation saves
-        (:func:`saved_tensors`) instead.
+        As `stored_inputs`; ``None`` counts what automatic differentiation saves
+        (`saved_tensors`) instead.
 
     Returns
     -------

@@ -38,7 +38,7 @@ def checkpoint_cost(outputs: Sequence[float], interiors: Sequence[float], kept: 
     ----------
     outputs, interiors
         Per unit, in order: size of its output, and of all else in it that its backward pass needs. Any unit
-        (elements, bytes); see :func:`lib.cost.activations.stored_by_unit`.
+        (elements, bytes); see `lib.cost.activations.stored_by_unit`.
     kept
         Indices of units.
 
@@ -77,7 +77,7 @@ def checkpoint_optimum(
     Parameters
     ----------
     outputs, interiors
-        As :func:`checkpoint_cost`.
+        As `checkpoint_cost`.
     factor
         How often the recomputed segment counts, above 0; with 1 the memory (``total``) is least.
 
@@ -88,7 +88,7 @@ def checkpoint_optimum(
     Raises
     ------
     ValueError
-        As :func:`checkpoint_cost`, and if the factor is not above 0 or not finite.
+        As `checkpoint_cost`, and if the factor is not above 0 or not finite.
     """
     _check(outputs, interiors)
     if not 0 < factor < math.inf:

@@ -17,7 +17,7 @@ def arithmetic_intensity(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        From :func:`lib.cost.operations.count_operations`; rows may be left out. The batch is that of the
+        From `lib.cost.operations.count_operations`; rows may be left out. The batch is that of the
         input it was counted with.
 
     Returns

@@ -6,7 +6,7 @@ every function once, so that a drift meets them all, and the comparison is made 
 
 Which statistic?
 
-* *A is faster than B by a factor*: the median over rounds of the paired ratio, :func:`paired_speed_up`. A
+* *A is faster than B by a factor*: the median over rounds of the paired ratio, `paired_speed_up`. A
   disturbance that lasts longer than a round cancels, one that hits a single call is an outlier of the median.
 * *What the kernel needs* (GFLOP/s, GB/s): the minimum of ``milliseconds``. Disturbances only ever add time.
 * *What a user waits*: the median and a high quantile.
@@ -102,7 +102,7 @@ def paired_speed_up(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     Parameters
     ----------
     table
-        From :func:`paired_latency`.
+        From `paired_latency`.
     baseline
         One of its functions.
 

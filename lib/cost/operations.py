@@ -4,7 +4,7 @@ A model is run once in evaluation mode on the meta device: shapes flow, no memor
 done. Every executed layer that holds multiplicative weights gives one row of a table.
 
 **Convention.** One multiply–accumulate (MAC) is two operations (FLOPs). A count of MACs is therefore half of
-what :class:`torch.utils.flop_counter.FlopCounterMode` prints, and "GFLOPs" in many papers are MACs. Additions
+what `torch.utils.flop_counter.FlopCounterMode` prints, and "GFLOPs" in many papers are MACs. Additions
 of a bias are counted apart (``bias_adds``), normalisation, activation functions and pooling are not counted.
 
 The count of every layer is compared with torch's own while it runs. What torch cannot count (embeddings, the
@@ -171,7 +171,7 @@ def count_operations(
 
 
 def totals(table: pd.DataFrame) -> pd.Series:
-    """Sums of a table of :func:`count_operations`; weights and biases used several times count once.
+    """Sums of a table of `count_operations`; weights and biases used several times count once.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def parameter_bytes(
     model
         Any module.
     weight_bits
-        Bits of one multiplicative weight (see :data:`WEIGHTED`), or bits per layer by qualified name; layers
+        Bits of one multiplicative weight (see `WEIGHTED`), or bits per layer by qualified name; layers
         not named then have ``other_bits``. Need not be whole: 4.28 bits is an average.
     other_bits
         Bits of everything else: biases, normalisation, free parameters.
@@ -236,7 +236,7 @@ def prepare(
 ) -> tuple[nn.Module, tuple]:
     """A copy of the model in evaluation mode that shares or needs no memory, and its arguments on its device.
 
-    Parameters and errors as :func:`count_operations`. Parameters of the copy are on ``device``, or the very
+    Parameters and errors as `count_operations`. Parameters of the copy are on ``device``, or the very
     tensors of the model with ``device=None`` (buffers are cloned, so that nothing can change them).
     """
     if (input_shape is None) == (inputs is None):
@@ -261,7 +261,7 @@ def prepare(
 
 
 def run(runner: nn.Module, arguments: tuple, method: str = "forward", *, gradients: bool = False) -> Any:
-    """Run what :func:`prepare` made, without fused kernels that hide their products.
+    """Run what `prepare` made, without fused kernels that hide their products.
 
     Raises
     ------

@@ -1,11 +1,11 @@
 """How fast a network can run: the roofline of this machine, and of an accelerator with memory on its chip.
 
 Williams, Waterman and Patterson, "Roofline", CACM 2009: time is at least operations over peak and bytes over
-bandwidth. :func:`measured_roofline` measures both ceilings by a large matrix product and a large copy.
+bandwidth. `measured_roofline` measures both ceilings by a large matrix product and a large copy.
 
 Park et al., "Deep Learning Inference in Facebook Data Centers", 2018, ask how much on-chip memory an
 accelerator of 100 Top/s wants. Their allocation of tensors is said to be greedy; its details could not be
-read, so :class:`Accelerator` and every absolute figure of it are ours.
+read, so `Accelerator` and every absolute figure of it are ours.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measured_roofline(
 
 @dataclass(frozen=True)
 class Layer:
-    """A step of a :class:`Workload`: what it computes, its weights, the activations it touches by number."""
+    """A step of a `Workload`: what it computes, its weights, the activations it touches by number."""
 
     name: str
     operations: int
@@ -124,7 +124,7 @@ def workload(
 
     Products without weights (of attention), additions of skip connections, concatenations and pooling are
     layers of their own; only products have operations.
-    Parameters and errors as :func:`lib.cost.operations.count_operations`.
+    Parameters and errors as `lib.cost.operations.count_operations`.
     """
     table = count_operations(model, input_shape, inputs=inputs, method=method, outside="ignore")
     made = trace(model, input_shape, inputs=inputs, method=method)

@@ -6,7 +6,7 @@ Neither is downloaded: put the files into the data folder by hand.
 from __future__ import annotations
 
 from lib.data.dataset import DataSet
-from lib.data.language import SPLITS, OwnFile, read_words
+from lib.data.text import SPLITS, OwnFile, read_words
 
 PENN_TREEBANK = DataSet(
     name="Penn Treebank (Mikolov's version: 10,000 words)",

@@ -10,8 +10,8 @@ import lzma
 from pathlib import Path
 
 from lib.data.dataset import DataSet, DataUnavailable
-from lib.data.language import END, SPLITS, Corpus, tokenise
 from lib.data.packages import PackageFile
+from lib.data.text import END, SPLITS, Corpus, tokenise
 
 #: First year after each split.
 UNTIL = {"train": 2004, "valid": 2013, "test": 2022}

@@ -6,7 +6,7 @@ candidates. Sorting instead lets the sort's implementation decide, and a model w
 perfect or useless.
 
 For parity with MEANTIME's authors (their code, commit a9ca2e7) there is ``tie_break="raw"``, the position in
-an unstable ``argsort``, and :func:`batch_mean`, their unweighted mean of batch means.
+an unstable ``argsort``, and `batch_mean`, their unweighted mean of batch means.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def recall_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
     k
         At least 1.
     better, ties
-        (B,), from :func:`target_rank`.
+        (B,), from `target_rank`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def recall_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
 def ndcg_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
     """NDCG@k of each row: the expectation of [rank <= k] / log2(rank + 1); the ideal DCG is 1.
 
-    Parameters, result and errors as :func:`recall_at`.
+    Parameters, result and errors as `recall_at`.
     """
     _check(k, better, ties)
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=better.device)
@@ -120,7 +120,7 @@ def ndcg_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
 
 
 def metrics_at(ks: Sequence[int], better: Tensor, ties: Tensor) -> dict[str, Tensor]:
-    """Recall and NDCG at each k, as ``{"Recall@5": (B,), "NDCG@5": (B,), ...}``; see :func:`recall_at`."""
+    """Recall and NDCG at each k, as ``{"Recall@5": (B,), "NDCG@5": (B,), ...}``; see `recall_at`."""
     metrics = {"Recall": recall_at, "NDCG": ndcg_at}
     return {f"{name}@{k}": metric(k, better, ties) for k in ks for name, metric in metrics.items()}
 
@@ -143,7 +143,7 @@ def batch_mean(values: Tensor, batch_size: int) -> float:
     """Unweighted mean of batch means, as MEANTIME's authors average over users.
 
     A short last batch weighs as much as a full one, so its users weigh more: with 6040 users in batches of
-    256, 1.68 times as much. The honest average is :func:`mean_and_error`.
+    256, 1.68 times as much. The honest average is `mean_and_error`.
 
     Parameters
     ----------

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.metrics.signal import sqnr
-from lib.models.language_model import LSTMLanguageModel, LSTMLayer
-from lib.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
+from lib.models.language.language_model import LSTMLanguageModel, LSTMLayer
+from lib.models.vision.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
 from lib.quantization.convert import Kind, quantize
 from lib.quantization.quantizer import Quantizer
 from lib.quantization.uniform import Uniform
@@ -70,11 +70,11 @@ class Highway(nn.Module):
 
 
 class HighwayBasicBlock(Highway, BasicBlock):
-    """:class:`lib.models.resnet.BasicBlock` with quantised branch and a choice of skip."""
+    """`lib.models.vision.resnet.BasicBlock` with quantised branch and a choice of skip."""
 
 
 class HighwayBottleneck(Highway, Bottleneck):
-    """:class:`lib.models.resnet.Bottleneck` with quantised branch and a choice of skip."""
+    """`lib.models.vision.resnet.Bottleneck` with quantised branch and a choice of skip."""
 
 
 BLOCKS = {BasicBlock: HighwayBasicBlock, Bottleneck: HighwayBottleneck}
@@ -102,7 +102,7 @@ def quantize_resnet(
         None: the shortcut carries it in floating point. A number: it carries it in so many bits, from a
         quantiser of its own.
     weights, activations
-        Make quantisers, as for :func:`lib.quantization.convert.quantize`.
+        Make quantisers, as for `lib.quantization.convert.quantize`.
     first_last
         Bits of the first and the last layer.
     quantize_projection
@@ -275,7 +275,7 @@ class QuantizedLSTMLayer(LSTMLayer):
         self.quantize_output = values(state_bits, True)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As :meth:`LSTMLayer.forward`."""
+        """As `LSTMLayer.forward`."""
         h, c = state
         weight_ih, weight_hh = (
             self.quantize_weight_ih(self.weight_ih),
@@ -288,7 +288,7 @@ class QuantizedLSTMLayer(LSTMLayer):
         return torch.stack(outputs), (h, c)
 
     def step(self, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`LSTMLayer.step`; each quantiser is the identity where its bits are None."""
+        """As `LSTMLayer.step`; each quantiser is the identity where its bits are None."""
         i, f, g, o = gates.chunk(4, dim=1)
         i, f, o = self.quantize_gates(torch.sigmoid(torch.stack([i, f, o])))
         c = self.quantize_cell(f * c + i * self.quantize_candidate(torch.tanh(g)))
@@ -329,7 +329,7 @@ def quantize_language_model(model: LSTMLanguageModel, tokens: Tensor, **options)
     tokens : (B, T) int64
         Text on which ranges are measured, in the model of full precision.
     options
-        Of :class:`QuantizedLSTMLayer`.
+        Of `QuantizedLSTMLayer`.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantization.duq import DuQConv2d, DuQLinear
-from lib.quantization.layers import QuantizedConv2d, QuantizedLinear
+from lib.quantization.quantized_layers import QuantizedConv2d, QuantizedLinear
 from lib.quantization.quantizer import Quantizer
 
 Kind = Literal["unsigned", "signed", "hswish"]
@@ -65,7 +65,7 @@ def quantize(
     Returns
     -------
     nn.Module
-        Its layers are :class:`QuantizedConv2d` and :class:`QuantizedLinear`, its keys those of ``model`` and
+        Its layers are `QuantizedConv2d` and `QuantizedLinear`, its keys those of ``model`` and
         the quantisers'.
 
     Raises

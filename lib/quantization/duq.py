@@ -172,7 +172,7 @@ class DuQConv2d(_AuthorsLayer, nn.Conv2d):
     padding_value
         What it pads with: −3/8 behind an h-swish grid, where zero is in general not a level.
 
-    Others are ``nn.Conv2d``'s, keyword-only ones included; ``bits`` as for :class:`DuQ`.
+    Others are ``nn.Conv2d``'s, keyword-only ones included; ``bits`` as for `DuQ`.
     """
 
     def __init__(self, *args, bits: int | None = None, padding_value: float = 0.0, **kwargs) -> None:

@@ -3,7 +3,8 @@
 Affine quantisers, and the product of unsigned activations with signed weights, accumulated in 32 or in 16
 bits. From Park et al., *Deep Learning Inference in Facebook Data Centers* (arXiv:1811.09886) and the public
 FBGEMM library of the same team. Everything here is exact: values are checked against 64-bit integers, and the
-16-bit path against a real processor without VNNI. Not here: fast kernels (`lib.kernels` times torch's).
+16-bit path against a real processor without VNNI. Not here: fast kernels (`lib.experiments.kernel_times`
+times torch's).
 """
 
 from __future__ import annotations

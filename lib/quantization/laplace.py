@@ -74,7 +74,7 @@ def _positive_half(bits: int, grid: str) -> tuple[np.ndarray, np.ndarray]:
 class Laplace(Quantizer):
     """A linear grid at the best step for Laplace-distributed values of the measured scale.
 
-    step = :func:`laplace_step` · mean|x|, about zero. The gradient passes between the outermost levels; the
+    step = `laplace_step` · mean|x|, about zero. The gradient passes between the outermost levels; the
     step is a statistic and gets none.
 
     Parameters
@@ -89,7 +89,7 @@ class Laplace(Quantizer):
     channels
         One scale per index of dimension 0, or None for one.
     adaptive
-        Measure the scale at each forward (weights), or by :meth:`initialise` only (activations).
+        Measure the scale at each forward (weights), or by `initialise` only (activations).
     """
 
     def __init__(

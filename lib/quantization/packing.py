@@ -66,7 +66,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """Codes out of what :func:`pack` returned.
+    """Codes out of what `pack` returned.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean tensor of `shape` out of what :func:`pack_mask` returned."""
+    """The boolean tensor of `shape` out of what `pack_mask` returned."""
     count = torch.Size(shape).numel()
     return unpack(packed, count).view(torch.bool).view(shape)
 
@@ -131,7 +131,7 @@ def merge_planes(codes: Tensor, out: Tensor) -> Tensor:
 
 
 def split_planes(packed: Tensor, out: Tensor) -> Tensor:
-    """Unpack into ``out``: the inverse of :func:`merge_planes`.
+    """Unpack into ``out``: the inverse of `merge_planes`.
 
     Parameters
     ----------

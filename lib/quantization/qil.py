@@ -36,7 +36,7 @@ class QIL(Quantizer):
 
     Notes
     -----
-    :meth:`initialise` puts the interval between 0 and the largest magnitude; the paper's rule is not known to
+    `initialise` puts the interval between 0 and the largest magnitude; the paper's rule is not known to
     us. The levels are not the input's: quantising twice is not the same as quantising once.
     """
 

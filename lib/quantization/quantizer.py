@@ -4,7 +4,7 @@ Every quantiser of this package rounds an affine image of its input to an intege
 
     k = clip(round((x - offset) / step), low, high),        y = k * out_step + out_offset,
 
-so one function (:func:`fake_quantize`) holds the rounding, the clipping and all published straight-through
+so one function (`fake_quantize`) holds the rounding, the clipping and all published straight-through
 gradients; a quantiser says where its steps and offsets come from. Rounding is half to even.
 
 Not here: packing of codes into bytes, and integer matrix products.
@@ -59,7 +59,7 @@ class Quantizer(nn.Module):
     ----------
     bits
         May be set later. Ranges that are learned or measured stay, steps that belong to a width do not: call
-        :meth:`initialise` again.
+        `initialise` again.
     padding_value
         What a convolution behind this quantiser pads with: a value of the grid that stands for "nothing".
 
@@ -92,7 +92,7 @@ class Quantizer(nn.Module):
         return bool((grid.low * grid.step + grid.offset < 0).any())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantise and dequantise: values of :meth:`levels`, in the shape, type and layout of ``x``."""
+        """Quantise and dequantise: values of `levels`, in the shape, type and layout of ``x``."""
         if not x.is_floating_point():
             raise ValueError(f"{type(self).__name__} takes floating-point tensors, got {x.dtype}")
         return self.full_precision(x) if self.bits is None else self.quantize(x)
@@ -133,7 +133,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of ``x``: its places in :meth:`levels`, uint8 of the same shape.
+        """Codes of ``x``: its places in `levels`, uint8 of the same shape.
 
         Raises
         ------

@@ -69,7 +69,7 @@ class Stored:
         Parameters
         ----------
         model, ends, input_shape
-            As :func:`lib.cost.activations.stored_by_unit`; a batch of one image.
+            As `lib.cost.activations.stored_by_unit`; a batch of one image.
         counted
             All that torch's automatic differentiation saves; or the distinct inputs of convolutions, linear
             layers and max-pooling; or the same without those of max-pooling.
@@ -144,7 +144,7 @@ def family(
     Parameters
     ----------
     model, input_shape
-        As :meth:`Stored.of`.
+        As `Stored.of`.
     counts
         Ways of counting. Without the inputs of pooling the stem is one unit: cut, its outputs count anyway.
 
@@ -179,7 +179,7 @@ def sensitivity(model: nn.Module, input_shape: Sequence[int]) -> pd.Series:
     Parameters
     ----------
     model, input_shape
-        A ResNet or Inception-v3, as :meth:`Stored.of`; inputs of layers, stem cut, best checkpoints.
+        A ResNet or Inception-v3, as `Stored.of`; inputs of layers, stem cut, best checkpoints.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class Uniform(Quantizer):
 
     Notes
     -----
-    Before :meth:`initialise` the range is [−1, 1], or [0, 1] if not signed. Where the values are not within
+    Before `initialise` the range is [−1, 1], or [0, 1] if not signed. Where the values are not within
     half a step of an end, forward and gradient are those of ``torch.fake_quantize_per_tensor_affine``; in
     that half step torch passes the gradient of a value outside the range, this does not.
     """

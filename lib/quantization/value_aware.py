@@ -212,7 +212,7 @@ def fake_quantize(
     grid: GridName = "relu",
     value_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """``encode(x, ...).decode()``, bit for bit, without the packing. Parameters as for :func:`encode`."""
+    """``encode(x, ...).decode()``, bit for bit, without the packing. Parameters as for `encode`."""
     flat = _prepared(x, bits, ratio, grid)
     large = split(flat, ratio, signed=grid == "signed")
     step = _step(large.top, bits, grid)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.models.resnet import BasicBlock, Bottleneck, resnet
+from lib.models.vision.resnet import BasicBlock, Bottleneck, resnet
 from lib.quantization.packing import pack
 from lib.quantization.saved_tensors import PackedActivations, checkpointed, peak_bytes
 from lib.quantization.value_aware import encode

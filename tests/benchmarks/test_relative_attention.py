@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lib.models.meantime import Meantime
-from lib.models.temporal_kernels import relative_kernel
+from lib.models.recommenders.meantime import Meantime
+from lib.models.recommenders.temporal_kernels import relative_kernel
 
 ITEMS, DAYS, LENGTH, HIDDEN, HEADS = 3416, 1040, 200, 64, 4
 

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from book import build as builder  # noqa: E402
-from lib.evidence import Evidence, Record  # noqa: E402
-from lib.request import RequestError  # noqa: E402
+from lib.chapter.record import Record  # noqa: E402
+from lib.ledger.evidence import Evidence  # noqa: E402
+from lib.runs.request import RequestError  # noqa: E402
 
 SCALE = "smoke"
 
@@ -100,7 +101,7 @@ def make_root(root, toc=None):
 
 
 def made_up_folder(chapter, scale, root):
-    """In the place of `lib.run.run_folder`."""
+    """In the place of `lib.runs.request.run_folder`."""
     if not (root / "book" / "claims" / f"{chapter}.yml").exists():
         raise RequestError(f"unknown chapter {chapter!r}")
     return root / "runs" / scale / chapter / "made-up"

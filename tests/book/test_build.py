@@ -178,6 +178,8 @@ def test_staged_files_name_the_real_repository_everywhere(small_root):
     text = {name: content for name, content in files.items() if name.endswith((".md", ".yml", ".ipynb"))}
     assert [name for name, content in text.items() if b"does-it-hold/does-it-hold" in content] == []
     assert b"https://github.com/ann/held" in files["_config.yml"]
-    assert {"notebooks/template.ipynb", "lib/claims.py", "book/_static/mathjax/tex-mml-chtml.js"} <= set(
-        files
-    )
+    assert {
+        "notebooks/template.ipynb",
+        "lib/ledger/verdicts.py",
+        "book/_static/mathjax/tex-mml-chtml.js",
+    } <= set(files)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from book import fragments
-from lib.evidence import Evidence
+from lib.ledger.evidence import Evidence
 
 
 @pytest.mark.parametrize(

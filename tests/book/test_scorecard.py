@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from book import scorecard
-from lib.claims import VERDICTS
+from lib.ledger.verdicts import VERDICTS
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ def test_the_rule_is_kept():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("lib/models/meantime.py", "from lib.claims import judge"),
+        ("lib/models/recommenders/meantime.py", "from lib.ledger.verdicts import judge"),
         ("lib/metrics/ranking.py", "def late():\n    import lib.run"),
-        ("lib/data/interactions.py", "from lib import evidence"),
-        ("lib/training.py", "from lib.run import run_folder"),
+        ("lib/data/interactions.py", "from lib.ledger import evidence"),
+        ("lib/training/loop.py", "from lib.runs.request import run_folder"),
     ],
 )
 def test_a_module_that_breaks_it_is_caught(module, line, tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib.evidence import Evidence
-from lib.ledger import load_ledger
-from lib.parameters import read_parameters
-from lib.request import chapters, parameter_table, read_chapter, resolve
+from lib.ledger.evidence import Evidence
+from lib.ledger.schema import load_ledger
+from lib.runs.parameters import read_parameters
+from lib.runs.request import chapters, parameter_table, read_chapter, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = chapters(ROOT)

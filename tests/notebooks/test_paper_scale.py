@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 
 from lib.data.interactions import InteractionLog
 from lib.data.movielens import ML_1M
-from lib.request import read_chapter, resolve
-from lib.training import fit, seeded
+from lib.runs.request import read_chapter, resolve
+from lib.training.loop import fit, seeded
 
 USERS, ITEMS, EVENTS, DAYS = 6040, 3416, 999_611, 1040  # of MovieLens-1M once rare items are dropped
 RARE_ITEMS, RARE_EVENTS = 290, 598  # what is dropped: films with fewer than five ratings

@@ -6,10 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import kernels
-from lib.classification import ImageClassifier, logits
 from lib.data.images import ImageSet
-from lib.models.plain_cnn import plain_cnn
+from lib.experiments import kernel_times as kernels
+from lib.models.vision.plain_cnn import plain_cnn
 from lib.quantization.embeddings import row_bytes
 from lib.quantization.integer_network import (
     Accumulation,
@@ -18,8 +17,9 @@ from lib.quantization.integer_network import (
     integer_layers,
     quantize_network,
 )
-from lib.request import resolve
-from lib.training import fit, seeded
+from lib.runs.request import resolve
+from lib.training.classifiers import ImageClassifier, logits
+from lib.training.loop import fit, seeded
 
 
 @pytest.fixture(scope="module")

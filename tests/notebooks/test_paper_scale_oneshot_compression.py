@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.compression.layers import compress
+from lib.compression.compressed_layers import compress
 from lib.compression.published import ALEXNET_RANKS
-from lib.models.alexnet import AlexNet
-from lib.request import read_chapter, resolve
+from lib.models.vision.alexnet import AlexNet
+from lib.runs.request import read_chapter, resolve
 
 CLASSES = [f"n{k:08d}" for k in range(8)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.request import read_chapter, resolve
+from lib.runs.request import read_chapter, resolve
 
 CLASSES = 1000
 WORDS = 10_000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib.quantization.convert import quantized_layers
-from lib.request import read_chapter, resolve
+from lib.runs.request import read_chapter, resolve
 
 STEPS = {"fp_steps": [2, 2], "stabilise_steps": 2, "sample_steps": 4, "map_rounds": [2]}
 
@@ -37,7 +37,7 @@ def chapter(folder) -> dict:
     names |= {"quantiser_steps": 2, "record": NoRecord(), "run_dir": ""}
     sources = [cell.source for cell in read_chapter("profit").cells if cell.cell_type == "code"]
     names["cell"] = lambda text: next(source for source in sources if text in source)
-    for text in ("from lib.evidence import Record", "sizes = {}"):
+    for text in ("from lib.ledger.evidence import Record", "sizes = {}"):
         imports = names["cell"](text).splitlines()
         exec("\n".join(line for line in imports if line.startswith(("import ", "from "))), names)
     exec(names["cell"]("sources = {"), names)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from lib.models.inception import InceptionV3
-from lib.request import read_chapter, resolve
-from lib.value_aware import gradient_error, measure_steps
+from lib.experiments.value_aware import gradient_error, measure_steps
+from lib.models.vision.inception import InceptionV3
+from lib.runs.request import read_chapter, resolve
 
 CLASSES = 1000
 
@@ -38,7 +38,7 @@ def chapter(folder) -> dict:
     names |= {"device": "cpu", "data_dir": str(folder), "batch_size": 2, "steps": 2, "run_dir": ""}
     names["record"] = NoRecord()
     sources = [cell.source for cell in read_chapter("value_aware").cells if cell.cell_type == "code"]
-    (imports,) = (source for source in sources if "from lib.evidence import Record" in source)
+    (imports,) = (source for source in sources if "from lib.ledger.evidence import Record" in source)
     exec("\n".join(line for line in imports.splitlines() if "import " in line), names)
     for text in ("sources = {", "ARMS = {"):
         (cell,) = (source for source in sources if text in source)

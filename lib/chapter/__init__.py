@@ -1,0 +1,1 @@
+"""What a chapter shows and keeps: its record, its tables, the figures that recur."""

@@ -1,0 +1,162 @@
+"""The book's one plotting style, and the few figures that recur in its chapters.
+
+Frames are in long form, one row per arm and seed (and step), so that seaborn and pandas can group them.
+An arm has one colour, one marker and one dash pattern: the last two carry the figure in greyscale.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.ledger.intervals import LEVEL, mean_interval
+
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 2), (2, 1), (5, 1, 1, 1, 1, 1), (1, 2))
+
+
+def use_style() -> None:
+    """Set the book's style: white background in every theme, colour-blind palette, SVGs that diff."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "savefig.dpi": 150,
+            "axes.grid": True,
+            "grid.color": "#dddddd",
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "svg.hashsalt": "companion",
+        }
+    )
+
+
+def arm_styles(arms: Sequence[str]) -> tuple[dict[str, tuple], dict[str, str], dict[str, tuple]]:
+    """Return colour, marker and dash pattern of each arm, in the order given.
+
+    Raises
+    ------
+    ValueError
+        More arms than can be told apart without colour.
+    """
+    if len(arms) > len(MARKERS):
+        raise ValueError(f"at most {len(MARKERS)} arms can be told apart in one figure, got {len(arms)}")
+    return (
+        dict(zip(arms, sns.color_palette("colorblind", len(arms)), strict=True)),
+        dict(zip(arms, MARKERS, strict=False)),
+        dict(zip(arms, DASHES, strict=False)),
+    )
+
+
+def arms_figure(
+    frame: pd.DataFrame,
+    metrics: Sequence[str],
+    *,
+    arm: str = "arm",
+    level: float = LEVEL,
+    chance: dict[str, float] | None = None,
+) -> Figure:
+    """Draw each arm's seeds as points and their mean with its Student-t interval, one panel a metric.
+
+    Parameters
+    ----------
+    frame
+        One row per arm and seed, with a column ``arm`` and one per metric; arms in order of appearance.
+    metrics
+        Columns to draw, one panel each.
+    level
+        Coverage of the interval, by default that of the verdicts. An arm with one row has none.
+    chance
+        Value of a random guess for some metrics, drawn as a dotted line.
+    """
+    missing = [name for name in (arm, *metrics) if name not in frame]
+    if missing or frame.empty:
+        raise ValueError(f"the frame needs rows and the columns {[arm, *metrics]}; missing: {missing}")
+    arms = list(dict.fromkeys(frame[arm]))
+    colours, markers, _ = arm_styles(arms)
+    figure, axes = plt.subplots(
+        1,
+        len(metrics),
+        figsize=(max(5.0, 3.6 * len(metrics)), 0.9 + 0.42 * len(arms)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for row, label in enumerate(arms):
+            values = frame.loc[frame[arm] == label, metric].dropna().to_numpy()
+            axis.plot(values, np.full(len(values), row + 0.18), ".", color="#777777", markersize=5)
+            axis.errorbar(
+                values.mean(),
+                row,
+                xerr=_half_width(values, level),
+                fmt=markers[label],
+                color=colours[label],
+                capsize=4,
+            )
+        if chance and metric in chance:
+            axis.axvline(chance[metric], color="#555555", linestyle=":", label="chance")
+            axis.legend(loc="best", fontsize="small")
+        axis.set(xlabel=metric)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    return figure
+
+
+def curves_figure(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    arm: str = "arm",
+    x_label: str = "",
+    y_label: str = "",
+    axis: Axes | None = None,
+) -> Figure:
+    """Draw a curve per arm: the mean over seeds, with a band from the lowest to the highest seed."""
+    arms = list(dict.fromkeys(frame[arm]))
+    colours, markers, dashes = arm_styles(arms)
+    axis = axis or plt.subplots(figsize=(7, 4))[1]
+    sns.lineplot(
+        frame, x=x, y=y, hue=arm, style=arm, palette=colours, markers=markers, dashes=dashes,
+        errorbar=("pi", 100), ax=axis, hue_order=arms, style_order=arms,
+    )  # fmt: skip
+    axis.set(xlabel=x_label or x, ylabel=y_label or y)
+    axis.legend(title=None, fontsize="small")
+    return axis.figure
+
+
+def seeds_bar(axis: Axes, place: float, values: Sequence[float], *, level: float = LEVEL, **style) -> None:
+    """Draw a mean over seeds with its Student-t interval upright at ``place``, the seeds as points beside it.
+
+    Parameters
+    ----------
+    axis
+        Where to draw.
+    place
+        On the horizontal axis.
+    values
+        One per seed. A single one has no interval; of none, nothing is drawn.
+    level
+        Coverage of the interval, by default that of the verdicts.
+    style
+        For ``Axes.errorbar``, such as ``fmt``, ``color`` and ``label``.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values):
+        axis.errorbar(place, values.mean(), yerr=_half_width(values, level), capsize=4, **style)
+        axis.plot(np.full(len(values), place + 0.07), values, ".", color="#777777", markersize=4)
+
+
+def _half_width(values: np.ndarray, level: float) -> float:
+    if len(values) < 2:
+        return float("nan")
+    mean, low, _ = mean_interval(values, level)
+    return float(mean - low)

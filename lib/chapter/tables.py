@@ -1,0 +1,215 @@
+"""A chapter's tables of claims, verdicts and provenance, as HTML that reads without a style sheet.
+
+The book's style sheet colours the classes ``verdict``, ``mark-synthetic`` and ``mark-recalled``; the words
+are always there, so nothing depends on colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from docutils.nodes import make_id
+
+from lib.ledger.provenance import Provenance, direct_dependencies
+from lib.ledger.schema import Ledger, PaperNumber
+from lib.ledger.verdicts import VERDICTS, Effect
+from lib.ledger.wording import badge, format_interval, format_number
+
+if TYPE_CHECKING:
+    from lib.ledger.evidence import ClaimEvidence, DataUsed
+
+# JupyterLab aligns table cells to the right unless told otherwise.
+CELL = 'style="text-align:left;vertical-align:top"'
+SHOWN = 3  # numbers that a cell shows unfolded
+
+JUDGED_BY = {
+    "arithmetic": "equal at the printed precision, or within the stated tolerance",
+    "comparison": "paired differences",
+    "bound": "interval against the limit",
+    "measurement": "direction, hardware beside",
+}
+
+
+class Html(str):
+    """Markup that a notebook shows as such."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} characters of HTML>"
+
+
+def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
+    """The claims of a paper: what, where said, by which numbers, and what of it `scale` tests."""
+    rows = []
+    for claim in ledger.claims:
+        entry = claim.entry(scale)
+        place = make_id(f"{chapter}-{claim.id}")  # Sphinx makes hyphens of underscores
+        label = f'<a href="#{place}">{claim.id}</a>' if entry.tested else claim.id
+        here = "tested: " + (entry.scope or "the whole claim") if entry.tested else f"not tested: {entry.why}"
+        if entry.tested and entry.when:
+            here += f" (with {entry.conditions()})"
+        here = escape(here) + (' <span class="mark-synthetic">synthetic</span>' if entry.synthetic else "")
+        rows.append(
+            (
+                label,
+                escape(claim.statement)
+                + f" <small>Said in: {escape(claim.source)}.</small>"
+                + _details("bear in mind", [escape(claim.caveat)] if claim.caveat else []),
+                paper_numbers(claim.paper, claim.see),
+                here
+                + f" <small>Judged by {claim.kind}: {JUDGED_BY[claim.kind]}.</small>"
+                + _command(entry.command if not entry.tested else ""),
+            )
+        )
+    caption = f"{len(rows)} claims, and what the {scale} scale tests of them"
+    return _table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
+
+
+def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
+    """What became of the claims."""
+    rows = []
+    for claim in claims:
+        marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+        limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
+        rows.append(
+            (
+                f'<a href="#{make_id(claim.anchor)}">{claim.id}</a>',
+                escape(claim.statement) + _details("bear in mind", limits),
+                badge(claim.verdict)
+                + marks
+                + f" <small>{escape(claim.reason)}</small>"
+                + _command(claim.command),
+                measured(claim) + f"<div>The paper: {paper_numbers(claim.paper, claim.see)}</div>",
+            )
+        )
+    return _table("verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
+
+
+def tally(claims: Sequence[ClaimEvidence]) -> str:
+    """``2 exact, 1 holds``: verdicts counted, those against recalled numbers or made-up data named apart."""
+    counted = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    text = ", ".join(f"{count} {verdict}" for verdict, count in counted.items() if count) or "no verdict yet"
+    judged = [claim for claim in claims if claim.verdict != "not tested"]
+    recalled = sum(claim.provenance_of_paper_number == "recalled" for claim in judged)
+    synthetic = sum(claim.synthetic for claim in judged)
+    text += f"; {recalled} of them against a recalled number" if recalled else ""
+    return text + (f"; {synthetic} of them on synthetic data" if synthetic else "")
+
+
+def measured(claim: ClaimEvidence) -> str:
+    """What was measured: the deciding effect with its interval and each arm's mean, or the numbers."""
+    if claim.interval is None:
+        numbers = [
+            f"{escape(name)}: {format_number(value)}"
+            for name, value in claim.measured.items()
+            if isinstance(value, float)
+        ]
+        return _folded(numbers, "numbers") or "–"
+    parts = [effect_text(claim.interval, claim.replicate)]
+    others = [effect_text(effect, claim.replicate) for effect in claim.effects if effect != claim.interval]
+    arms = [
+        f"{escape(metric)}, {escape(arm)}: {format_interval(summary.mean, summary.low, summary.high)}"
+        for metric, by_arm in claim.measured.items()
+        for arm, summary in by_arm.items()
+    ]
+    if others:
+        parts.append(_details(f"{len(others)} other part{'s' * (len(others) > 1)}", others))
+    parts.append(_details("means", arms))
+    return "".join(parts)
+
+
+def effect_text(effect: Effect, replicate: str) -> str:
+    """One effect: in whose favour, how large, how sure."""
+    size = format_interval(effect.mean, effect.low, effect.high, effect.unit, sign=True)
+    relative = f", {100 * effect.relative:+.1f} %" if effect.relative is not None else ""
+    sure = f"{100 * effect.level:.3g} % interval, " if effect.low is not None else ""
+    count = f"{effect.replicates} {replicate}{'s' * (effect.replicates > 1)}"
+    return (
+        f"{escape(effect.label)}: <span class='number'>{size}</span>{relative} <small>({sure}{count})</small>"
+    )
+
+
+def paper_numbers(numbers: Sequence[PaperNumber], see: Sequence[str] = ()) -> str:
+    """The paper's numbers and where each was read; a recalled number says so, unfolded."""
+    if not numbers and not see:
+        return "none given"
+    one_origin = len({number.provenance for number in numbers}) == 1
+    items = [
+        f"{escape(number.name)}: <span class='number'>"
+        f"{escape(format_number(number.value, number.decimals, number.unit))}</span>"
+        + ("" if one_origin else f" <small>({escape(number.provenance)})</small>")
+        for number in numbers
+    ]
+    text = _folded(items, "numbers")
+    if one_origin:
+        text += f"<small>({escape(numbers[0].provenance)})</small>"
+    if any(number.provenance == "recalled" for number in numbers):
+        text += ' <span class="mark-recalled">recalled: not verified</span>'
+    return text + (f" <small>see {', '.join(see)}</small>" if see else "")
+
+
+def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
+    """Code, machine, time, memory, packages and data of a run."""
+    state = {None: "", False: ", nothing changed", True: ", with changes that are not committed"}
+    direct = {name.lower() for name in direct_dependencies()}
+    packages = [f"{escape(name)} {escape(number)}" for name, number in provenance.packages.items()]
+    main = [text for text in packages if text.split()[0].lower() in direct]
+    rows = [
+        (
+            "commit",
+            f"<code>{provenance.commit}</code>{state[provenance.dirty]}" if provenance.commit else "none",
+        ),
+        ("processor", escape(f"{provenance.processor} ({provenance.instruction_set})")),
+        ("accelerator", escape(provenance.accelerator or "none")),
+        ("threads", str(provenance.threads)),
+        ("system", escape(f"{provenance.platform}, Python {provenance.python}")),
+        ("started (UTC)", f"{provenance.started:%Y-%m-%d %H:%M}"),
+        ("wall time", f"{provenance.wall_seconds:,.0f} s"),
+        ("peak memory", f"{provenance.peak_memory_bytes / 2**20:,.0f} MiB"),
+        ("packages", ", ".join(main) + _details(f"all {len(packages)}", [", ".join(packages)])),
+    ]
+    rows += [
+        (
+            f"data: {escape(used.name)}",
+            escape(used.licence)
+            + (' <span class="mark-synthetic">synthetic</span>' if used.synthetic else "")
+            + _details("files (SHA-256)", [f"{escape(n)}: <code>{h}</code>" for n, h in used.files.items()]),
+        )
+        for used in data
+    ]
+    return _table("provenance", "How this page was made", ("what", "value"), rows)
+
+
+def _table(kind: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    head = "".join(f'<th scope="col" {CELL}>{name}</th>' for name in header)
+    body = "".join(
+        f'<tr><th scope="row" {CELL}>{row[0]}</th>'
+        + "".join(f"<td {CELL}>{cell}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return Html(
+        f'<div class="record record-{kind}" style="overflow-x:auto">'
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _folded(items: Sequence[str], what: str) -> str:
+    """One item a line; behind a fold if they are many."""
+    if len(items) > SHOWN:
+        return _details(f"{len(items)} {what}", items)
+    return "<br>".join(items) + ("<br>" if items else "")
+
+
+def _details(summary: str, items: Sequence[str]) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{'<br>'.join(items)}</details>" if items else ""
+
+
+def _command(command: str) -> str:
+    return f"<br><code>{escape(command)}</code>" if command else ""

@@ -1,0 +1,205 @@
+"""PROFIT's training in stages (Park & Yoo, ECCV 2020), on the one training loop.
+
+A stage trains a quantised network for some steps with a new optimiser and a new schedule. The whole: first
+the ranges and norms alone (`stabilise`), then everything at a constant rate while the instability of
+the layers is sampled (`sample`), then rounds of fine-tuning with more and more layers frozen
+(`finetune`). After the authors' code; there, rates follow a schedule by epoch, here by step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lib.files import write_atomically
+from lib.quantization.convert import quantized_layers
+from lib.quantization.freezing import freeze, parameter_groups
+from lib.quantization.instability import Instability
+from lib.training.classifiers import ImageClassifier
+from lib.training.loop import fit, warmup_cosine
+
+BatchAt = Callable[[int], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every stage is trained: SGD with Nesterov momentum. Defaults: the authors' code.
+
+    Attributes
+    ----------
+    learning_rate, weight_decay, momentum
+        Of weights; biases and norms do not decay.
+    quantizer_factor
+        Rate of the quantisers' ranges, as a share of the other.
+    warmup
+        Share of a stage in which the rate rises to its peak (3 of 15 epochs).
+    floor
+        Rate at the end of a stage, as a share of the peak.
+    clip_norm
+        Largest norm of all gradients together; 0 for none, as in the authors' code.
+    """
+
+    learning_rate: float = 0.04
+    weight_decay: float = 2e-5
+    momentum: float = 0.9
+    quantizer_factor: float = 0.01
+    warmup: float = 0.2
+    floor: float = 1e-3
+    clip_norm: float = 0.0
+
+
+def train_stage(
+    network: nn.Module,
+    batch_at: BatchAt,
+    steps: int,
+    recipe: Recipe,
+    *,
+    frozen: Collection[str] = (),
+    constant: bool = False,
+    teacher: nn.Module | None = None,
+    after_step: Callable[[int], None] | None = None,
+    checkpoint: Path | None = None,
+    fabric: Fabric | None = None,
+    name: str = "stage",
+) -> None:
+    """Train one stage in place.
+
+    Parameters
+    ----------
+    network
+        Images to logits; a quantised network, or one in full precision if nothing is to be frozen.
+    batch_at
+        Batch of a step, counted from 0 in this stage.
+    steps
+        0: nothing happens.
+    frozen
+        Names of layers whose weights (and biases) do not move.
+    constant
+        Keep the rate at its peak, without warm-up, as the authors do while they sample.
+    teacher
+        A network whose predictions are to be matched beside the labels.
+    after_step, checkpoint, fabric, name
+        As for `lib.training.loop.fit`.
+    """
+    if not steps:
+        return
+    freeze(network, frozen)
+    groups = parameter_groups(
+        network,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        quantizer_factor=recipe.quantizer_factor,
+    )
+    optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    cosine = warmup_cosine(steps, warmup=int(recipe.warmup * steps), floor=recipe.floor)
+    fit(
+        ImageClassifier(network, teacher),
+        batch_at,
+        steps=steps,
+        optimizer=optimizer,
+        schedule=None if constant else cosine,
+        clip_norm=recipe.clip_norm,
+        after_step=after_step,
+        checkpoint=checkpoint,
+        fabric=fabric,
+        name=name,
+    )
+
+
+def stabilise(network: nn.Module, batch_at: BatchAt, steps: int, recipe: Recipe, **options) -> None:
+    """Train norms and quantisers' ranges alone, every layer frozen. Options as `train_stage`."""
+    names = [name for name, _ in quantized_layers(network)]
+    train_stage(network, batch_at, steps, recipe, frozen=names, **options)
+
+
+def sample(
+    network: nn.Module,
+    batch_at: BatchAt,
+    steps: int,
+    recipe: Recipe,
+    *,
+    skip: int = 1,
+    every: int = 1,
+    rate: float | None = None,
+    checkpoint: Path | None = None,
+    **options,
+) -> dict[str, float]:
+    """Train at a constant rate, and return the instability of each convolution meanwhile.
+
+    Parameters
+    ----------
+    skip, every, rate
+        As for `lib.quantization.instability.Instability`.
+    checkpoint
+        The measured values are kept beside it. After a kill, what was measured before is lost and the rest
+        of the steps is measured.
+
+    Other parameters and options are those of `train_stage`.
+    """
+    kept = checkpoint and checkpoint.with_suffix(".json")
+    with Instability(network, skip=skip, every=every, rate=rate) as monitor:
+        train_stage(network, batch_at, steps, recipe, constant=True, checkpoint=checkpoint, **options)
+    if kept and kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    if kept:
+        write_atomically(kept, json.dumps(monitor.values()))
+    return monitor.values()
+
+
+def finetune(
+    network: nn.Module,
+    batch_at: BatchAt,
+    steps: int,
+    recipe: Recipe,
+    rounds: Sequence[Collection[str]],
+    ema_rate: float = 0.0,
+    *,
+    checkpoint: Path | None = None,
+    name: str = "fine-tuning",
+    **options,
+) -> nn.Module:
+    """Fine-tune in rounds, each with its own frozen layers, optimiser and schedule.
+
+    Parameters
+    ----------
+    steps
+        Of one round.
+    rounds
+        Frozen layers of each, from `lib.quantization.freezing.freezing_rounds`; empty ones for plain
+        training with the same budget and schedule.
+    ema_rate
+        0, or the rate of an exponential average of all weights and statistics (0.0003 in the authors' code).
+        It is not in checkpoints: after a kill it starts anew in the interrupted round.
+    checkpoint
+        A file per round is derived from it.
+
+    Other parameters and options are those of `train_stage`.
+
+    Returns
+    -------
+    nn.Module
+        The network itself, trained in place, or its average.
+    """
+    average = None
+    if ema_rate:
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - ema_rate), use_buffers=True)
+    for number, frozen in enumerate(rounds):
+        train_stage(
+            network,
+            lambda step, first=number * steps: batch_at(first + step),
+            steps,
+            recipe,
+            frozen=frozen,
+            after_step=average and (lambda step: average.update_parameters(network)),
+            checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.stem}-{number + 1}.pt"),
+            name=f"{name}, round {number + 1}",
+            **options,
+        )
+    return average.module if average else network

@@ -1,0 +1,66 @@
+"""Looking into a network without leaving a trace: evaluation mode for a while, what modules take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """Put a network into evaluation mode; afterwards every module has its own mode again, come what may."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield network.eval()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Literal["input", "output"], Callable]]) -> Iterator[None]:
+    """Hang hooks on modules, ``input`` before a module's forward pass, ``output`` behind it; then take them off."""
+    handles = []
+    try:
+        for module, side, hook in hooks:
+            register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
+            handles.append(register(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(
+    network: nn.Module, names: Iterable[str], side: Literal["input", "output"] = "input"
+) -> Iterator[dict[str, Tensor]]:
+    """Keep what enters or leaves some modules of a network while it runs.
+
+    Parameters
+    ----------
+    network : nn.Module
+    names : iterable of str
+        Of submodules, as `nn.Module.get_submodule` takes them.
+    side : {"input", "output"}
+        The first positional argument of the module's forward pass, or what it returns.
+
+    Yields
+    ------
+    dict of str to Tensor
+        A detached copy for each module that ran, by name, in the order in which they ran last.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
+            seen.pop(name, None)
+            seen[name] = (inputs[0] if side == "input" else output).detach().clone()
+
+        return hook
+
+    with hooked((network.get_submodule(name), side, keep(name)) for name in names):
+        yield seen

@@ -1,0 +1,119 @@
+"""Where a result comes from: code, packages, machine, time and memory.
+
+Nothing here names a person, a host or a folder: what it collects is published.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import AwareDatetime, Field, FiniteFloat
+
+from lib.files import ROOT
+from lib.ledger.rules import Schema
+from lib.machine import peak_memory, processor_name
+
+
+class Provenance(Schema):
+    """How a run came about.
+
+    `commit` and `dirty` are None outside a git checkout; `dirty` is true when tracked files differ from the
+    commit or untracked ones lie beside them. `sections` holds wall seconds by heading of the chapter.
+    """
+
+    commit: str | None
+    dirty: bool | None
+    packages: dict[str, str]
+    python: str
+    platform: str
+    processor: str
+    instruction_set: str
+    accelerator: str | None = None
+    threads: int = Field(ge=1)
+    started: AwareDatetime
+    ended: AwareDatetime
+    wall_seconds: FiniteFloat = Field(ge=0)
+    peak_memory_bytes: int = Field(ge=0)
+    sections: dict[str, FiniteFloat] = Field(default_factory=dict)
+
+
+def collect(started: datetime, root: Path = ROOT, sections: Mapping[str, float] | None = None) -> Provenance:
+    """Provenance of what this process did since `started` (a time with a zone), up to now."""
+    import torch  # slow to import, and only a kernel that has it loaded already calls this
+
+    ended = datetime.now(UTC)
+    commit, dirty = git_state(root)
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        packages=package_versions(root),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=processor_name(),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        threads=torch.get_num_threads(),
+        started=started,
+        ended=ended,
+        wall_seconds=max(0.0, (ended - started).total_seconds()),
+        peak_memory_bytes=peak_memory(),
+        sections=dict(sections or {}),
+    )
+
+
+def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """Commit that `root` is checked out at, and whether anything differs from it; None, None without git.
+
+    A folder inside somebody else's checkout (an unpacked archive, say) has no commit of its own.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # looking must not take the lock of a commit under way
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=30, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != Path(root).resolve():
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def package_versions(root: Path = ROOT) -> dict[str, str]:
+    """Installed versions of the packages that ``requirements.lock`` names, else ``pyproject.toml``."""
+    lock, project = Path(root) / "requirements.lock", Path(root) / "pyproject.toml"
+    lines: list[str] = []
+    if lock.is_file():
+        lines = lock.read_text(encoding="utf-8").splitlines()
+    elif project.is_file():
+        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    found = {}
+    for line in lines:
+        if name := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line):
+            try:
+                found[name[0]] = version(name[0])
+            except PackageNotFoundError:
+                continue
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def direct_dependencies(root: Path = ROOT) -> tuple[str, ...]:
+    """Names of the packages that ``pyproject.toml`` asks for; empty without one."""
+    project = Path(root) / "pyproject.toml"
+    if not project.is_file():
+        return ()
+    wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return tuple(re.match(r"[A-Za-z0-9._-]+", line)[0] for line in wanted)

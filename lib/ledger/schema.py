@@ -1,0 +1,354 @@
+"""The ledger: what a paper claims, as data.
+
+A ledger (``book/claims/<chapter>.yml``) says what a paper claims, with its numbers and where each was read,
+the rule by which measurements decide, and at which scales that can be done. This module is its schema and
+`load_ledger`; the rules are in `lib.ledger.rules`, judging is in `lib.ledger.verdicts`.
+
+A claim, as written in a ledger::
+
+    - id: C1
+      statement: The method beats the baseline.
+      source: Table 2
+      paper:
+        - {arm: method, metric: accuracy, value: 0.91, decimals: 2, where: Table 2, provenance: paper}
+      kind: comparison
+      rule: {parts: [{metric: accuracy, better: method, worse: baseline, direction: higher}]}
+      scales:
+        smoke: {tested: true}
+        book: {tested: false, why: needs the full data set, command: python -m lib.run x --scale paper}
+        paper: {tested: true, reproduces: true}
+      protocol: Test accuracy after 10 epochs, one training per seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
+
+from lib.files import ROOT
+from lib.ledger.rules import ArithmeticRule, BoundRule, Rule, Schema, Text
+
+ScaleName = Literal["smoke", "book", "paper"]
+Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
+
+SCALES: tuple[str, ...] = get_args(ScaleName)
+# From the most to the least certain reading of a paper's number.
+PROVENANCES: tuple[str, ...] = get_args(Provenance)
+
+
+# --- what a ledger says ------------------------------------------------------------------------------------
+
+
+Setting = str | int | float | bool
+Settings = Annotated[
+    tuple[Setting, ...],
+    BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
+    Field(min_length=1),
+]
+
+
+class PaperNumber(Schema):
+    """A number of the paper, and where it was read.
+
+    `arm` and `metric` tie it to a measurement (a number without them is context: shown, never judged
+    against); `decimals` is the printed precision, `tolerance` an absolute one in the number's unit.
+    """
+
+    value: FiniteFloat
+    where: Text
+    provenance: Provenance
+    unit: str = ""
+    label: str = ""
+    arm: str | None = None
+    metric: str | None = None
+    decimals: int | None = Field(default=None, ge=0, le=12)
+    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _named(self) -> PaperNumber:
+        if not self.name:
+            raise ValueError("a number needs a label, or an arm and a metric")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Its label, else ``metric, arm``."""
+        return self.label or ", ".join(part for part in (self.metric, self.arm) if part)
+
+
+class ScaleEntry(Schema):
+    """What one scale says about a claim.
+
+    `scope` names what of the claim this scale tests; `when` the parameters a run needs for it; `synthetic`
+    marks a made-up world; `reproduces` the paper's own data and protocol, needed for `reproduced`.
+    """
+
+    tested: bool
+    why: str = ""
+    command: str = ""
+    scope: str = ""
+    when: dict[str, Settings] = Field(default_factory=dict)
+    synthetic: bool = False
+    reproduces: bool = False
+
+    def conditions(self) -> str:
+        """``dataset = ml-1m or ml-20m``: the parameters that a run needs."""
+        return ", ".join(f"{name} = {' or '.join(map(str, values))}" for name, values in self.when.items())
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScaleEntry:
+        if not self.tested and not self.why:
+            raise ValueError("a scale that does not test the claim must say why")
+        if self.synthetic and self.reproduces:
+            raise ValueError("a synthetic world cannot reproduce a paper's number")
+        return self
+
+
+class Scales(Schema):
+    """One entry per scale."""
+
+    smoke: ScaleEntry
+    book: ScaleEntry
+    paper: ScaleEntry
+
+
+class Interpretation(Schema):
+    """A reading of the paper that was tried after its number was known, and what came of it."""
+
+    reading: Text
+    outcome: Text
+
+
+class ClaimBase(Schema):
+    """What every kind of claim has. `see` names claims whose numbers this one sums up."""
+
+    id: str = Field(pattern=r"^[A-Z][0-9]+[a-z]?$")
+    statement: Text
+    source: Text
+    paper: tuple[PaperNumber, ...] = ()
+    see: tuple[str, ...] = ()
+    scales: Scales
+    protocol: Text
+    replicate: Text = "seed"
+    caveat: str = ""
+    exploratory: bool = False
+    interpretations: tuple[Interpretation, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClaimBase:
+        if self.exploratory != bool(self.interpretations):
+            raise ValueError(
+                "an exploratory claim lists the interpretations tried, and only such a claim does"
+            )
+        entries = {name: getattr(self.scales, name) for name in SCALES}
+        if any(entry.tested for entry in entries.values()):
+            for name, entry in entries.items():
+                if not entry.tested and not entry.command:
+                    raise ValueError(f"scales.{name}: not tested there: give the command that would test it")
+        return self
+
+    def entry(self, scale: str) -> ScaleEntry:
+        """The ledger's entry for `scale`; ValueError for an unknown one."""
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
+        return getattr(self.scales, scale)
+
+    def tested_at(self, scale: str, **settings: Any) -> bool:
+        """Whether a run at `scale` with these parameters tests the claim."""
+        entry = self.entry(scale)
+        return entry.tested and all(settings.get(name) in values for name, values in entry.when.items())
+
+    def arms(self) -> dict[str, tuple[str, ...]]:
+        """Which arms the rule needs, by metric."""
+        needed: dict[str, dict[str, None]] = {}
+        for term in self.rule.terms():
+            needed.setdefault(term.metric, {}).update(dict.fromkeys(term.arms))
+        return {metric: tuple(arms) for metric, arms in needed.items()}
+
+    def judged_numbers(self) -> tuple[PaperNumber, ...]:
+        """The paper's numbers that a measurement can be held against."""
+        needed = self.arms()
+        return tuple(n for n in self.paper if n.metric in needed and n.arm in needed[n.metric])
+
+    @property
+    def provenance(self) -> str | None:
+        """The least certain provenance among the numbers it is judged against (else among all), or None."""
+        numbers = self.judged_numbers() or self.paper
+        return max((n.provenance for n in numbers), key=PROVENANCES.index, default=None)
+
+
+class Comparison(ClaimBase):
+    """One arm better than another: paired differences over seeds."""
+
+    kind: Literal["comparison"]
+    rule: Rule
+
+
+class Measurement(ClaimBase):
+    """A hardware figure: judged in direction only, never `reproduced`."""
+
+    kind: Literal["measurement"]
+    rule: Rule
+
+
+class Bound(ClaimBase):
+    """A value, gap or ratio within a limit: interval against the limit."""
+
+    kind: Literal["bound"]
+    rule: BoundRule
+
+
+class Arithmetic(ClaimBase):
+    """Numbers that follow from a formula or a count: no chance, no interval."""
+
+    kind: Literal["arithmetic"]
+    rule: ArithmeticRule = ArithmeticRule()
+
+    @model_validator(mode="after")
+    def _precise(self) -> Arithmetic:
+        names = [number.name for number in self.paper]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("paper: an arithmetic claim needs at least one number, each with its own name")
+        for number in self.paper:
+            if number.tolerance is None and number.decimals is None and self.rule.tolerance is None:
+                raise ValueError(f"paper: {number.name!r} needs decimals or a tolerance to be judged by")
+        return self
+
+    def arms(self) -> dict[str, tuple[str, ...]]:
+        """No arms: the names of its numbers are what is measured."""
+        return {}
+
+    def judged_numbers(self) -> tuple[PaperNumber, ...]:
+        """All of them."""
+        return self.paper
+
+    def allowed(self, number: PaperNumber) -> float:
+        """How far ours may be from `number`: its tolerance, the rule's, or half its last printed digit."""
+        return number.tolerance or self.rule.tolerance or 0.5 * 10.0**-number.decimals
+
+
+Claim = Comparison | Bound | Measurement | Arithmetic
+
+
+class Paper(Schema):
+    """The paper a chapter is about.
+
+    `short` is a name for figures, where the title's part before the colon is too long for one; `read` says
+    what of the paper could be read when the ledger was written.
+    """
+
+    id: Text
+    title: Text
+    short: str = ""
+    authors: tuple[Text, ...] = Field(min_length=1)
+    venue: Text
+    year: int = Field(ge=1600, le=2100)
+    doi: str | None = None
+    arxiv: str | None = None
+    code: str | None = None
+    code_commit: str | None = None
+    code_licence: Text
+    read: str = ""
+
+
+class Ledger(Schema):
+    """A paper and its claims, in the order they are shown.
+
+    `other_arms` and `other_metrics` are measured beside them and in no rule.
+    """
+
+    paper: Paper
+    other_arms: tuple[Text, ...] = ()
+    other_metrics: tuple[Text, ...] = ()
+    claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _references(self) -> Ledger:
+        ids = [claim.id for claim in self.claims]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise ValueError(f"claim {twice[0]} is there twice")
+        for claim in self.claims:
+            if missing := sorted(set(claim.see) - set(ids)):
+                raise ValueError(f"claim {claim.id}, see: no claim {missing[0]}")
+        return self
+
+    def __getitem__(self, claim_id: str) -> Claim:
+        """The claim with this id; ValueError that lists the ids for an unknown one."""
+        for claim in self.claims:
+            if claim.id == claim_id:
+                return claim
+        raise ValueError(f"no claim {claim_id!r}: expected one of {', '.join(c.id for c in self.claims)}")
+
+
+# --- reading one -------------------------------------------------------------------------------------------
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, which also refuses a key written twice (YAML would keep the last, silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_ledger(chapter: str, root: Path | str | None = None) -> Ledger:
+    """Read and check ``book/claims/<chapter>.yml``.
+
+    Parameters
+    ----------
+    chapter : str
+        Lower-case letters, digits and underscores.
+    root : path, optional
+        Folder of the project; the one this package lies in if not given.
+
+    Raises
+    ------
+    ValueError
+        In one line: no such chapter, not YAML, or which claim and field breaks the schema.
+    """
+    folder = Path(root or ROOT) / "book" / "claims"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", chapter) or not (folder / f"{chapter}.yml").is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yml"))) or "none"
+        raise ValueError(f"no ledger for chapter {chapter!r}: book/claims has {there}")
+    name = f"book/claims/{chapter}.yml"
+    try:
+        content = yaml.load((folder / f"{chapter}.yml").read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{name}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    try:
+        return Ledger.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_first_error(error, content)}") from None
+
+
+def _first_error(error: ValidationError, content: Any) -> str:
+    """The first schema error as one line that names claim and field."""
+    errors = error.errors(include_url=False)
+    # A list is also called too short when its items failed; that says nothing new.
+    errors = [e for e in errors if e["type"] != "too_short" or len(errors) == 1] or errors
+    first = errors[0]
+    path = list(first["loc"])
+    where = ""
+    if len(path) >= 2 and path[0] == "claims":
+        claim = content["claims"][path[1]]
+        known = isinstance(claim, Mapping) and "id" in claim
+        where = f"claim {claim['id']}, " if known else f"claim number {path[1] + 1}, "
+        path = path[2:]
+        if path and known and path[0] == claim.get("kind"):  # the union's branch, not a field
+            path = path[1:]
+    field = ".".join(map(str, path))
+    message = (f"{field}: " if field else "") + first["msg"].removeprefix("Value error, ")
+    got = f", got {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}{message}{got}{more}"

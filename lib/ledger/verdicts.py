@@ -1,0 +1,284 @@
+"""Judging: from raw numbers per seed to a verdict, by the rule in the ledger.
+
+`judge` applies a claim's rule to measurements, `not_tested` says why a scale cannot test it. No verdict is
+set by hand anywhere. The claims' schema is in `lib.ledger.schema`; the statistics, and why they give false
+verdicts less than once in twenty, are in `lib.ledger.intervals` and on the book's page on verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import Field, FiniteFloat
+
+from lib.ledger.intervals import (
+    LEVEL,
+    MINIMUM_REPLICATES,
+    adjusted_level,
+    decide_parts,
+    mean_interval,
+    replicated,
+)
+from lib.ledger.rules import Schema, Term
+from lib.ledger.schema import Arithmetic, Claim, Measurement
+from lib.ledger.wording import badge, listed
+
+VerdictName = Literal[
+    "exact", "reproduced", "holds", "inconclusive", "contradicted", "consistent", "not tested"
+]
+VERDICTS: tuple[str, ...] = get_args(VerdictName)
+
+
+class Summary(Schema):
+    """What was measured for one arm: the values, their mean, and its interval (None below three values)."""
+
+    values: tuple[FiniteFloat, ...]
+    mean: FiniteFloat
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+
+
+class Effect(Schema):
+    """One part of a rule, as measured: the mean margin in the claim's favour, and its interval.
+
+    `relative` is the margin over the size of the other arm's mean; `level` the interval's confidence, higher
+    than usual where several parts share the chance of a false contradiction.
+    """
+
+    label: str
+    unit: str
+    mean: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    level: float
+    replicates: int
+    relative: FiniteFloat | None
+    outcome: Literal["holds", "inconclusive", "contradicted"]
+
+
+class Verdict(Schema):
+    """What became of a claim, and on what ground.
+
+    `interval` is the effect that decided: the one that contradicts, else the weakest. `effects` are all.
+    """
+
+    id: str
+    verdict: VerdictName
+    reason: str
+    measured: dict[str, dict[str, Summary]] | dict[str, FiniteFloat] = Field(default_factory=dict)
+    interval: Effect | None = None
+    effects: tuple[Effect, ...] = ()
+    synthetic: bool = False
+    scope: str = ""
+    command: str = ""
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.id)}: {badge(self.verdict)} {escape(self.reason)}</p>"
+
+
+def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool | None = None) -> Verdict:
+    """Apply a claim's rule to raw measurements.
+
+    Parameters
+    ----------
+    claim : Claim
+        From `load_ledger`.
+    measured : mapping
+        ``{metric: {arm: one number per replicate}}``, the same replicates in the same order for every arm
+        (seed i of one arm is compared with seed i of the other); for an arithmetic claim ``{name: number}``.
+        It holds what the rule needs and nothing else.
+    scale : {"smoke", "book", "paper"}
+    synthetic : bool, optional
+        Whether this is a made-up world. The ledger knows; given, it must agree.
+
+    Raises
+    ------
+    ValueError
+        A missing or unknown metric, arm or name; unequal numbers of replicates; a value that is not finite; a
+        scale at which the ledger says the claim is not tested.
+    """
+    entry = claim.entry(scale)
+    if not entry.tested:
+        raise ValueError(f"{claim.id} is not tested at scale {scale}: {entry.why}")
+    if synthetic is not None and synthetic != entry.synthetic:
+        says = "synthetic" if entry.synthetic else "real data"
+        raise ValueError(f"{claim.id}: the ledger says {says} at scale {scale}, the chapter the opposite")
+    outcome = (
+        _arithmetic(claim, measured)
+        if isinstance(claim, Arithmetic)
+        else _by_replicates(claim, measured, scale)
+    )
+    if claim.interpretations and outcome["verdict"] in ("exact", "reproduced", "holds"):
+        tried = "; ".join(f"{tried.reading}: {tried.outcome}" for tried in claim.interpretations)
+        outcome["verdict"] = "consistent"
+        outcome["reason"] += f" Under a reading chosen after the paper's number was known. Tried: {tried}."
+    return Verdict(id=claim.id, synthetic=entry.synthetic, scope=entry.scope, **outcome)
+
+
+def not_tested(claim: Claim, scale: str, reason: str = "") -> Verdict:
+    """The verdict for a claim that a run does not test, with the ledger's reason and command.
+
+    Where the ledger says that this scale does test it, a reason is needed, or a `when` that explains it.
+    """
+    entry = claim.entry(scale)
+    if entry.tested and entry.when:
+        reason = reason or f"Needs {entry.conditions()}."
+    elif entry.tested and not reason:
+        raise ValueError(f"the ledger says that scale {scale} tests {claim.id}: judge it, or give a reason")
+    return Verdict(id=claim.id, verdict="not tested", reason=reason or entry.why, command=entry.command)
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------
+
+
+def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any]:
+    expected = {number.name: number for number in claim.paper}
+    _same_names(claim, "numbers", expected, measured)
+    ours, off = {}, []
+    for name, number in expected.items():
+        ours[name] = float(_vector(claim, name, [measured[name]])[0])
+        # Decimal fractions are not exact in binary: a difference of half a digit may come out a hair larger.
+        if abs(ours[name] - number.value) > claim.allowed(number) * (1 + 1e-9) + 1e-12 * abs(number.value):
+            off.append(f"{name}: ours {ours[name]:.10g}, the paper's {number.value:.10g}")
+    if off:
+        return {"verdict": "contradicted", "reason": "; ".join(off) + ".", "measured": ours}
+    count = "The number agrees" if len(ours) == 1 else f"{len(ours)} of {len(ours)} numbers agree"
+    return {"verdict": "exact", "reason": f"{count} to the stated precision.", "measured": ours}
+
+
+# --- everything with chance in it --------------------------------------------------------------------------
+
+
+def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    terms = claim.rule.terms()
+    values = _values(claim, measured)
+    margins = np.stack([term.margin(values[term.metric]) for term in terms])
+    # What rounding can do to a difference of numbers of this size.
+    sizes = [max(np.abs(values[term.metric][arm]).max() for arm in term.arms) for term in terms]
+    resolution = 8 * np.finfo(float).eps * np.maximum(sizes, [abs(term.limit) for term in terms])
+    outcomes = decide_parts(margins, LEVEL, resolution)
+    effects = tuple(
+        _effect(term, margin, int(outcome), values[term.metric], len(terms))
+        for term, margin, outcome in zip(terms, margins, outcomes, strict=True)
+    )
+    result = {
+        "measured": {m: {a: _summary(v) for a, v in arms.items()} for m, arms in values.items()},
+        "effects": effects,
+        "interval": _deciding(effects, margins),
+    }
+    if (outcomes < 0).any():
+        against = [effect.label for effect in effects if effect.outcome == "contradicted"]
+        return result | {
+            "verdict": "contradicted",
+            "reason": listed("The measurements say the opposite", against),
+        }
+    if (outcomes > 0).all():
+        return result | _agreeing(claim, values, scale)
+    return result | {"verdict": "inconclusive", "reason": _doubt(claim, margins, effects, resolution)}
+
+
+def _values(claim: Claim, measured: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """The measurements as checked vectors (replicates,), by metric and arm."""
+    needed = claim.arms()
+    _same_names(claim, "metrics", needed, measured)
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for metric, arms in needed.items():
+        _same_names(claim, f"arms of {metric}", arms, measured[metric])
+        values[metric] = {arm: _vector(claim, f"{metric} of {arm}", measured[metric][arm]) for arm in arms}
+    counts = {f"{arm} ({m})": len(vector) for m, arms in values.items() for arm, vector in arms.items()}
+    if len(set(counts.values())) > 1:
+        seen = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"{claim.id}: every arm needs the same number of {claim.replicate}s, got {seen}")
+    return values
+
+
+def _same_names(claim: Claim, what: str, expected: Any, got: Any) -> None:
+    if not isinstance(got, Mapping) or set(got) != set(expected):
+        came = ", ".join(map(str, got)) if isinstance(got, Mapping) else type(got).__name__
+        raise ValueError(f"{claim.id}: expected the {what} {', '.join(expected)}; got {came or 'none'}")
+
+
+def _vector(claim: Claim, what: str, values: Any) -> np.ndarray:
+    try:
+        vector = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{claim.id}: {what} must be numbers, got {values!r}") from None
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(
+            f"{claim.id}: {what} must be a list with one number per {claim.replicate}, got {values!r}"
+        )
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{claim.id}: {what} has a value that is not finite: {vector.tolist()}")
+    return vector
+
+
+def _summary(vector: np.ndarray) -> Summary:
+    if vector.size < MINIMUM_REPLICATES:
+        return Summary(values=vector.tolist(), mean=vector.mean())
+    mean, low, high = mean_interval(vector)
+    return Summary(values=vector.tolist(), mean=mean, low=low, high=high)
+
+
+def _effect(
+    term: Term, margin: np.ndarray, outcome: int, values: dict[str, np.ndarray], parts: int
+) -> Effect:
+    level = adjusted_level(parts) if outcome < 0 else LEVEL
+    low = high = None
+    if margin.size >= MINIMUM_REPLICATES:
+        _, low, high = mean_interval(margin, level)
+    reference = abs(values[term.arms[-1]].mean()) if term.of == "difference" else abs(term.limit)
+    return Effect(
+        label=term.label,
+        unit=term.unit,
+        mean=margin.mean(),
+        low=low,
+        high=high,
+        level=level,
+        replicates=margin.size,
+        relative=margin.mean() / reference if reference else None,
+        outcome=("inconclusive", "holds", "contradicted")[outcome],
+    )
+
+
+def _deciding(effects: tuple[Effect, ...], margins: np.ndarray) -> Effect:
+    """The effect with the lowest t statistic: what contradicts, or the weakest part."""
+    mean, spread = margins.mean(-1), margins.std(-1)
+    sizes = np.where(spread > 0, spread, np.finfo(float).tiny)  # copies: their sign alone puts them in order
+    with np.errstate(over="ignore"):  # a margin without spread is infinitely sure
+        return effects[int(np.argmin(np.clip(mean / sizes, -1e300, 1e300)))]
+
+
+def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str) -> dict[str, str]:
+    """Holds or reproduced: the direction is there; are the paper's numbers?"""
+    numbers = claim.judged_numbers()
+    if not claim.entry(scale).reproduces or isinstance(claim, Measurement) or not numbers:
+        return {"verdict": "holds", "reason": "Every interval excludes no effect, in the claimed direction."}
+    off = [
+        f"{number.name} (ours {values[number.metric][number.arm].mean():.4g}, the paper's {number.value:.4g})"
+        for number in numbers
+        if abs(values[number.metric][number.arm].mean() - number.value)
+        > (number.tolerance or claim.rule.tolerance * abs(number.value))
+    ]
+    if off:
+        return {"verdict": "holds", "reason": listed("The direction holds, but not these numbers", off)}
+    within = f"{100 * claim.rule.tolerance:g} %"
+    return {
+        "verdict": "reproduced",
+        "reason": f"The direction holds and our means are within {within} of the paper's.",
+    }
+
+
+def _doubt(claim: Claim, margins: np.ndarray, effects: tuple[Effect, ...], resolution: np.ndarray) -> str:
+    count = margins.shape[-1]
+    if count < MINIMUM_REPLICATES:
+        plural = "" if count == 1 else "s"
+        return f"{count} {claim.replicate}{plural}; an interval needs at least {MINIMUM_REPLICATES}."
+    copies = ~replicated(margins, resolution)
+    if copies.any():
+        labels = [effect.label for effect, copy in zip(effects, copies, strict=True) if copy]
+        return listed(f"The same difference for every {claim.replicate}, so these are not replicates", labels)
+    open_parts = [effect.label for effect in effects if effect.outcome != "holds"]
+    return listed("The interval includes no effect", open_parts)

@@ -1,0 +1,41 @@
+"""Verdicts and numbers as people read them: one way to write each, in chapters and on the book's pages."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+
+def badge(verdict: str) -> str:
+    """A verdict as a word that the book's style sheet turns into a badge."""
+    return f'<strong class="verdict verdict-{verdict.replace(" ", "-")}">{escape(verdict)}</strong>'
+
+
+def listed(text: str, items: list[str], shown: int = 3) -> str:
+    """``text: a; b; c and 4 more.``: the first items of a list, and how many are left."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return f"{text}: {'; '.join(items[:shown])}{more}."
+
+
+def format_number(value: float, decimals: int | None = None, unit: str = "") -> str:
+    """A number for people: `decimals` as printed, else four significant digits; thousands set apart."""
+    if decimals is not None:
+        text = f"{value:,.{decimals}f}"
+    elif float(value).is_integer() and abs(value) < 1e15:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:,.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+    return f"{text.replace(',', ' ')} {unit}".strip()
+
+
+def format_interval(
+    mean: float, low: float | None, high: float | None, unit: str = "", sign: bool = False
+) -> str:
+    """``0.031 [0.010, 0.052] unit``, to two digits of the half-width; `sign` also writes a plus."""
+    mark = "+" if sign else ""
+    if low is None or high is None:
+        return f"{mean:{mark}.4g} {unit}".strip()
+    half = (high - low) / 2
+    digits = min(12, max(0, 1 - int(np.floor(np.log10(half))))) if half > 0 else 4
+    return f"{mean:{mark}.{digits}f} [{low:{mark}.{digits}f}, {high:{mark}.{digits}f}] {unit}".strip()

@@ -1,0 +1,1 @@
+"""Networks of language: an LSTM language model, a translator."""

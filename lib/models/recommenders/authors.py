@@ -1,0 +1,215 @@
+"""Reading and writing weights in the layout that the MEANTIME authors' program saves (commit a9ca2e7)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+#: What an authors' key holds: the name of our parameter, and how to cut it out of that parameter.
+Slot = tuple[str, Callable[[Tensor], Tensor]]
+
+#: Prefix of the authors' keys of block b.
+BLOCK = "body.transformer_blocks.{}"
+
+
+def read_state(source: str | os.PathLike | Mapping) -> dict[str, Tensor]:
+    """The authors' state dict from a file or from what such a file holds.
+
+    Accepts the whole checkpoint (``model_state_dict`` or ``state_dict`` inside) or the bare dict, and strips
+    a leading ``model.`` from keys, as the authors' own loader does. Files are read with
+    ``weights_only=True``.
+
+    Parameters
+    ----------
+    source
+        Path of a ``.pth`` file, or a mapping.
+
+    Returns
+    -------
+    dict from key to tensor, on the CPU when read from a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the path does not exist.
+    ValueError
+        If there is no mapping of names to tensors in it.
+    """
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}")
+        source = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("model_state_dict", "state_dict"):
+        if isinstance(source, Mapping) and wrapper in source:
+            source = source[wrapper]
+    if not isinstance(source, Mapping) or not source:
+        raise ValueError("the checkpoint holds no state dict")
+    state = {str(key).removeprefix("model."): value for key, value in source.items()}
+    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise ValueError(f"the checkpoint holds no state dict: {_few(strangers)} are no tensors")
+    return state
+
+
+def require(state: Mapping[str, Tensor], keys: list[str], model: str) -> None:
+    """Refuse a state dict that lacks any of the keys from which a model's sizes are read.
+
+    Raises
+    ------
+    ValueError
+        Names the first missing keys.
+    """
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"this is no {model} checkpoint of the authors: missing {_few(missing)}")
+
+
+def count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many consecutive indices k = 0, 1, … have a key ``pattern.format(k)``, possibly as a prefix."""
+    k = 0
+    while any(key.startswith(pattern.format(k)) for key in state):
+        k += 1
+    return k
+
+
+def load_authors(
+    module: nn.Module, layout: Mapping[str, Slot], state: Mapping[str, Tensor], model: str
+) -> None:
+    """Copy an authors' state dict into our module, in the state's floating dtype.
+
+    Parameters
+    ----------
+    module
+        Ours, of the right sizes.
+    layout
+        Authors' key to `Slot`; every key must be there and no other.
+    state
+        From `read_state`.
+    model
+        Name for messages.
+
+    Raises
+    ------
+    ValueError
+        Names the first missing, unexpected or wrongly shaped keys.
+    """
+    missing = [key for key in layout if key not in state]
+    unexpected = [key for key in state if key not in layout]
+    if missing or unexpected:
+        parts = [f"missing {_few(missing)}"] * bool(missing) + [f"unexpected {_few(unexpected)}"] * bool(
+            unexpected
+        )
+        raise ValueError(f"this is no {model} checkpoint of the authors: {'; '.join(parts)}")
+    dtypes = {value.dtype for value in state.values()}
+    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+        raise ValueError(f"the weights must share one floating dtype, got {sorted(map(str, dtypes))}")
+    module.to(dtypes.pop())
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for key, (name, cut) in layout.items():
+            target = cut(parameters[name])
+            if target.shape != state[key].shape:
+                raise ValueError(f"{key} must be {tuple(target.shape)}, got {tuple(state[key].shape)}")
+            target.copy_(state[key])
+
+
+def save_authors(module: nn.Module, layout: Mapping[str, Slot]) -> dict[str, Tensor]:
+    """Our module's weights under the authors' keys: the inverse of `load_authors`."""
+    parameters = dict(module.named_parameters())
+    return {key: cut(parameters[name]).detach().clone() for key, (name, cut) in layout.items()}
+
+
+def whole(name: str) -> Slot:
+    """The slot of a key that is exactly our parameter ``name``."""
+    return name, lambda parameter: parameter
+
+
+def part(name: str, *index) -> Slot:
+    """The slot of a key that is ``parameter[index]`` (a view) of our parameter ``name``."""
+    return name, lambda parameter: parameter[index]
+
+
+def linear(theirs: str, ours: str) -> dict[str, Slot]:
+    """Weight and bias of a layer (Linear or LayerNorm) that both sides hold whole."""
+    return {f"{theirs}.{leaf}": whole(f"{ours}.{leaf}") for leaf in ("weight", "bias")}
+
+
+def rows_of_linear(theirs: str, ours: str, rows: slice) -> dict[str, Slot]:
+    """Weight and bias of a layer that is a block of rows of one of our fused layers."""
+    return {f"{theirs}.{leaf}": part(f"{ours}.{leaf}", rows) for leaf in ("weight", "bias")}
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def cloze_block_layout(theirs: str, ours: str) -> dict[str, Slot]:
+    """What the blocks of MEANTIME and BERT4Rec share: output projection, feed-forward, two layer norms."""
+    pairs = {
+        "attention.output_linear": "attention.output",
+        "feed_forward.w_1": "feed_forward.expand",
+        "feed_forward.w_2": "feed_forward.contract",
+        "input_sublayer.norm": "attention_norm",
+        "output_sublayer.norm": "feed_forward_norm",
+    }
+    layout: dict[str, Slot] = {}
+    for their_name, our_name in pairs.items():
+        layout |= linear(f"{theirs}.{their_name}", f"{ours}.{our_name}")
+    return layout
+
+
+def cloze_head_layout(kind: str, layer_norm: bool) -> dict[str, Slot]:
+    """The cloze head in either of its kinds, the tied table left out (see `pop_tied_table`)."""
+    layout = linear("head.out.0", "head.transform")
+    if layer_norm:
+        layout |= linear("head.out.2", "head.norm")
+    if kind == "dot":
+        return layout | {"head.bias": part("head.output_bias", None)}
+    return layout | linear("head.out.3" if layer_norm else "head.out.2", "head.output")
+
+
+def cloze_head_options(state: Mapping[str, Tensor]) -> dict[str, str | bool]:
+    """Which head a state dict has: ``head`` and ``head_layer_norm`` of the models that use one."""
+    second = state.get("head.out.2.weight")
+    return {
+        "head": "dot" if "head.bias" in state else "linear",
+        "head_layer_norm": second is not None and second.dim() == 1,
+    }
+
+
+def pop_tied_table(state: dict[str, Tensor]) -> None:
+    """Take the dot head's second name of the token table out of a state dict.
+
+    Raises
+    ------
+    ValueError
+        If it is not that table.
+    """
+    tied = state.pop("head.token_embeddings.weight", None)
+    if tied is not None and not torch.equal(tied, state["token_embedding.emb.weight"]):
+        raise ValueError("head.token_embeddings.weight must equal token_embedding.emb.weight")
+
+
+def authors_sizes(state: Mapping[str, Tensor], positions: str = "positional_embedding") -> dict[str, int]:
+    """Sizes that an authors' checkpoint shows: V, N, H and the number of blocks."""
+    rows, hidden_size = state["token_embedding.emb.weight"].shape
+    return {
+        "num_items": rows - 2,
+        "hidden_size": hidden_size,
+        "max_length": state[f"{positions}.emb.weight"].shape[0],
+        "num_blocks": count(state, BLOCK + "."),
+    }
+
+
+def projections_layout(block: str, ours: str, hidden_size: int) -> dict[str, Slot]:
+    """The authors' three projections as rows of our fused layer."""
+    layout: dict[str, Slot] = {}
+    for k in range(3):
+        rows = slice(k * hidden_size, (k + 1) * hidden_size)
+        layout |= rows_of_linear(f"{block}.attention.linear_layers.{k}", ours, rows)
+    return layout

@@ -1,0 +1,1 @@
+"""Networks that see: classifiers, a detector, video."""

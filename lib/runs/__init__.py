@@ -1,0 +1,1 @@
+"""One run of one chapter, and many: parameters, identity, execution, the batch."""

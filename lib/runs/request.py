@@ -1,0 +1,173 @@
+"""What can be run: the chapters, and a request that has been checked before anything starts.
+
+A request is a chapter, a scale and the values of its parameters, all of them known and of the declared types
+(`lib.runs.parameters`), with the fingerprint that names its folder (`lib.runs.fingerprint`). Nothing here writes a
+file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jupytext
+import yaml
+from nbformat import NotebookNode
+
+from lib.files import ROOT
+from lib.runs.fingerprint import fingerprint
+from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that can be started: everything in it has been checked.
+
+    Attributes
+    ----------
+    chapter, scale : str
+    notebook : NotebookNode
+        The chapter's text, without outputs.
+    declared : dict of str to Parameter
+        The parameters of its cell.
+    parameters : dict of str to object
+        All parameters as used, except ``run_dir``; ``data_dir`` is absolute.
+    fingerprint : str
+        64 hexadecimal digits.
+    root : Path
+        The repository.
+    """
+
+    chapter: str
+    scale: str
+    notebook: NotebookNode
+    declared: dict[str, Parameter]
+    parameters: dict[str, Any]
+    fingerprint: str
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where this run lives unless told otherwise."""
+        return self.root / "runs" / self.scale / self.chapter / self.fingerprint[:12]
+
+
+def chapters(root: Path | None = None) -> list[str]:
+    """Return the names of the chapters of the repository (default: this one), sorted."""
+    return sorted(path.stem for path in ((root or ROOT) / "notebooks").glob("*.md"))
+
+
+def read_chapter(chapter: str, root: Path | None = None) -> NotebookNode:
+    """Read a chapter's text notebook.
+
+    Raises
+    ------
+    RequestError
+        There is no such chapter, or its file is not a MyST notebook of that name.
+    """
+    root = root or ROOT
+    if chapter not in chapters(root):
+        raise RequestError(f"unknown chapter {chapter!r}{suggest(chapter, chapters(root))}")
+    path = f"notebooks/{chapter}.md"
+    try:
+        notebook = jupytext.read(root / path, fmt="md:myst")
+    except Exception as error:  # jupytext raises what its YAML and Markdown readers raise
+        raise RequestError(f"{path} is not a MyST notebook: {str(error).splitlines()[0]}") from error
+    if notebook.metadata.get("companion", {}).get("id") != chapter:
+        raise RequestError(f"{path}: the front matter must say companion: {{id: {chapter}}}")
+    return notebook
+
+
+def resolve(
+    chapter: str, scale: str = "book", overrides: Mapping[str, Any] | None = None, root: Path | None = None
+) -> Request:
+    """Check a request against the chapter's own parameters, without running or writing anything.
+
+    Parameters
+    ----------
+    chapter : str
+        A name of `chapters`.
+    scale : {"smoke", "book", "paper"}
+        ``book`` is the parameters cell itself; the others override it from
+        ``notebooks/scales/<scale>/<chapter>.yml``.
+    overrides : mapping of str to object, optional
+        Values of single parameters, of the declared types.
+    root : Path, optional
+        The repository; it must be the one that ``lib`` is imported from.
+
+    Raises
+    ------
+    RequestError
+        Unknown chapter, scale or parameter (with the nearest known name), or a wrong type.
+    """
+    root = (root or ROOT).resolve()
+    notebook = read_chapter(chapter, root)
+    if scale not in SCALES:
+        raise RequestError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    declared = read_parameters(notebook, f"notebooks/{chapter}.md")
+    parameters = {name: parameter.default for name, parameter in declared.items()}
+    if scale != "book":
+        parameters |= _scale_overrides(chapter, scale, declared, root)
+    for name, instead in {"scale": "--scale", "run_dir": "--out"}.items():
+        if name in (overrides or {}):
+            raise RequestError(f"parameter {name} is set by {instead}")
+    parameters |= override(declared, overrides or {}, chapter)
+    parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
+    del parameters["run_dir"]
+    identity = fingerprint(chapter, notebook, parameters, root)
+    return Request(chapter, scale, notebook, declared, parameters, identity, root)
+
+
+def _scale_overrides(
+    chapter: str, scale: str, declared: Mapping[str, Parameter], root: Path
+) -> dict[str, Any]:
+    path = root / "notebooks" / "scales" / scale / f"{chapter}.yml"
+    where = path.relative_to(root).as_posix()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise RequestError(f"{chapter} has no scale {scale!r}: {where} does not exist") from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"{where} must map parameters to values, got {type(values).__name__}")
+    for name in ("scale", *PLACES):
+        if name in values:
+            raise RequestError(f"{where} must not set {name}")
+    return override(declared, values, where)
+
+
+def run_folder(
+    chapter: str, scale: str = "book", overrides: Mapping[str, Any] | None = None, root: Path | None = None
+) -> Path:
+    """Return the folder of a run as it would be made now: complete if it holds ``evidence.json``.
+
+    Parameters and errors as `resolve`.
+    """
+    return resolve(chapter, scale, overrides, root).folder
+
+
+def parameter_table(chapter: str, root: Path | None = None) -> "pd.DataFrame":
+    """Return what each parameter of a chapter means and its value at each scale, for the chapter to show.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by parameter, with the columns ``meaning``, ``type``, ``smoke``, ``book`` and ``paper``.
+    """
+    import pandas as pd  # only a kernel needs it; the batch reads this module often
+
+    root = (root or ROOT).resolve()
+    declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
+    shown = {name: parameter for name, parameter in declared.items() if name not in ("scale", *PLACES)}
+    scales = {"book": {}} | {s: _scale_overrides(chapter, s, declared, root) for s in ("smoke", "paper")}
+    return pd.DataFrame(
+        {
+            name: {"meaning": parameter.help, "type": parameter.annotation}
+            | {scale: scales[scale].get(name, parameter.default) for scale in SCALES}
+            for name, parameter in shown.items()
+        }
+    ).T.rename_axis("parameter")

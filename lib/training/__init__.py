@@ -1,0 +1,1 @@
+"""How networks are trained and scored, the same way in every chapter."""

@@ -1,0 +1,72 @@
+"""Training and scoring language models, the same way in every chapter that has one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.data.text import TextBatches
+from lib.models.language.language_model import LSTMLanguageModel
+
+
+class LanguageModelling(nn.Module):
+    """A language model with the loss that `lib.training.loop.fit` asks for.
+
+    Its state is carried from step to step, as a buffer, so that a training that was killed goes on with it.
+    No gradient passes through it: truncated back-propagation through time.
+
+    Parameters
+    ----------
+    network
+    batch_size : int
+        Streams of `lib.data.text.TextBatches`.
+    """
+
+    def __init__(self, network: LSTMLanguageModel, *, batch_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("state", network.initial_state(batch_size))
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of ``targets`` (B, L) given ``tokens``, in nats per token.
+
+        Where ``fresh`` is set, the stream begins with a state of zeros.
+        """
+        kept = ~batch["fresh"][None, None, :, None]
+        logits, state = self.network(batch["tokens"], self.state.detach() * kept)
+        self.state = state.detach()
+        return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+
+
+@torch.no_grad()
+def perplexity(
+    network: LSTMLanguageModel, tokens: Tensor, *, batch_size: int = 10, length: int = 35
+) -> float:
+    """exp of the mean negative log-likelihood per token, in evaluation mode with a carried state.
+
+    The text is cut into `batch_size` streams, whose last pieces of less than `length` tokens are left out;
+    with ``batch_size=1`` no word but the first lacks its past. The network's mode is what it was afterwards.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short, or a likelihood is not a number.
+    """
+    training = network.training
+    network.eval()
+    device = network.output.weight.device
+    batches = TextBatches(tokens.to(device), batch_size=batch_size, length=length)
+    total, state = 0.0, None
+    for step in range(batches.pieces):
+        batch = batches.batch(step)
+        logits, state = network(batch["tokens"], state)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+        total += loss.item()
+    network.train(training)
+    if not math.isfinite(total):
+        raise ValueError(f"the negative log-likelihood of the text is {total}")
+    return math.exp(total / batches.inputs.numel())

@@ -1,0 +1,345 @@
+"""The record of a chapter and the evidence of a run: complete, whole, readable again, shown."""
+
+import hashlib
+import json
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from pydantic import ValidationError
+
+from lib.chapter.record import Record
+from lib.ledger.evidence import ChapterRecord, Evidence, evidence_schema
+from lib.ledger.schema import SCALES
+from lib.ledger.verdicts import VERDICTS
+
+SMALL = {
+    "smoke": {"tested": True},
+    "book": {"tested": True, "scope": "on <small> data"},
+    "paper": {"tested": True, "reproduces": True},
+}
+ELSEWHERE = {
+    "smoke": {"tested": False, "why": "needs the data", "command": "run me"},
+    "book": {"tested": False, "why": "needs the data", "command": "run me"},
+    "paper": {"tested": True},
+}
+RULE = {"parts": [{"metric": "accuracy", "better": "ours", "worse": "theirs", "direction": "higher"}]}
+NUMBER = {"value": 0.9, "where": "Table 1", "provenance": "recalled", "arm": "ours", "metric": "accuracy"}
+COMMON = {"statement": "Ours & theirs.", "source": "Table 1", "protocol": "As stated."}
+LEDGER = {
+    "paper": {
+        "id": "toy",
+        "title": "A toy",
+        "authors": ["A. Author"],
+        "venue": "Nowhere",
+        "year": 2020,
+        "code_licence": "none",
+    },
+    "other_arms": ["chance"],
+    "other_metrics": ["loss"],
+    "claims": [
+        COMMON | {"id": "C1", "kind": "comparison", "rule": RULE, "scales": SMALL, "paper": [NUMBER]},
+        COMMON | {"id": "C2", "kind": "comparison", "rule": RULE, "scales": ELSEWHERE, "see": ["C1"]},
+        COMMON
+        | {
+            "id": "E1",
+            "kind": "arithmetic",
+            "scales": {scale: {"tested": True, "synthetic": True} for scale in SCALES},
+            "paper": [
+                {"label": "answer", "value": 42, "decimals": 0, "where": "p. 1", "provenance": "paper"}
+            ],
+        },
+    ],
+}
+RESULTS = {
+    "accuracy": {"ours": [0.90, 0.91, 0.92], "theirs": [0.80, 0.82, 0.81], "chance": [0.5, 0.5, 0.5]},
+    "loss": {"ours": [1, 2, 3]},
+}
+
+
+class Ratings:
+    name = "ratings <of films>"
+    licence = "research only"
+    synthetic = False
+
+    def files(self, data_dir):
+        return [data_dir / "ratings.csv"]
+
+
+class World:
+    synthetic = True
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "book" / "claims").mkdir(parents=True)
+    (tmp_path / "book" / "claims" / "toy.yml").write_text(yaml.safe_dump(LEDGER))
+    return tmp_path
+
+
+@pytest.fixture
+def record(root):
+    return Record("toy", scale="book", run_dir=root / "run", root=root)
+
+
+def fill(record):
+    record.judge("C1", RESULTS)
+    record.not_tested("C2")
+    record.judge("E1", {"answer": 42})
+    return record
+
+
+def soup(html):
+    return BeautifulSoup(html._repr_html_(), "html.parser")
+
+
+# --- the record --------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run(record, root):
+    (root / "ratings.csv").write_bytes(b"1,2,3\n")
+    record.data(Ratings(), root)
+    record.data(World())
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    assert record.figure(figure, "curve") is figure
+    frame = pd.DataFrame({"a": [1.5]})
+    assert record.table(frame, "numbers") is frame
+    record.log.info("half-way")
+    path = fill(record).close()
+
+    assert path == root / "run" / "claims.json"
+    sections = {"Data": 1.5}
+    whole = Evidence.of_run(root / "run", {"seeds": [0, 1, 2], "name": "x"}, sections)
+    whole.save(root / "run" / "evidence.json")
+    again = Evidence.load(root / "run" / "evidence.json")
+    assert again == whole
+    assert [(c.id, c.verdict) for c in again.claims] == [
+        ("C1", "holds"),
+        ("C2", "not tested"),
+        ("E1", "exact"),
+    ]
+    first, second, third = again.claims
+    assert (first.anchor, second.anchor) == ("toy-c1", "toy-claims")
+    assert first.provenance_of_paper_number == "recalled"
+    assert second.provenance_of_paper_number is None
+    assert first.interval.low > 0
+    assert first.scope == "on <small> data"
+    assert (second.reason, second.command) == ("needs the data", "run me")
+    assert third.synthetic and third.measured == {"answer": 42}
+    assert again.provenance.sections == sections
+    assert again.provenance.started <= again.provenance.ended
+    ratings, world = again.data
+    assert ratings.files == {"ratings.csv": hashlib.sha256(b"1,2,3\n").hexdigest()}
+    assert (world.name, world.synthetic, world.licence) == ("World", True, "made here")
+    for artifact in again.artifacts:
+        assert all((root / "run" / file).stat().st_size for file in artifact.files)
+    assert (root / "run" / "tables" / "numbers.csv").read_text() == "a\n1.5\n"
+    assert "half-way" in (root / "run" / "log.txt").read_text()
+    assert "C1: holds" in (root / "run" / "log.txt").read_text()
+
+
+def test_evidence_has_the_published_keys(record):
+    fill(record).close()
+    whole = json.loads(Evidence.of_run(record.folder, {}).model_dump_json())
+    assert set(whole) == {"chapter", "scale", "parameters", "claims", "data", "artifacts", "provenance"}
+    required = {"id", "verdict", "measured", "interval", "paper", "protocol", "synthetic", "anchor", "reason"}
+    assert required | {"provenance_of_paper_number"} <= set(whole["claims"][0])
+    schema = evidence_schema()
+    assert set(schema["required"]) >= {"chapter", "scale", "parameters", "claims", "provenance"}
+    assert set(schema["$defs"]["ClaimEvidence"]["properties"]["verdict"]["enum"]) == set(VERDICTS)
+
+
+def test_nothing_private_is_recorded(record):
+    fill(record).close()
+    text = Evidence.of_run(record.folder, {}).model_dump_json() + record.provenance()
+    for private in (os.getcwd(), str(record.folder), os.uname().nodename, os.path.expanduser("~")):
+        assert private in ("", "/") or private not in text
+
+
+def test_closing_asks_for_every_claim(record):
+    record.judge("C1", RESULTS)
+    with pytest.raises(ValueError, match="neither judged nor marked not tested: C2, E1"):
+        record.close()
+    assert not (record.folder / "claims.json").exists()
+
+
+def test_a_claim_is_judged_once(record):
+    record.judge("C1", RESULTS)
+    with pytest.raises(ValueError, match="C1 was already judged: holds"):
+        record.judge("C1", RESULTS)
+    with pytest.raises(ValueError, match="C1 was already judged"):
+        record.not_tested("C1")
+    with pytest.raises(ValueError, match="no claim 'C9': expected one of C1, C2, E1"):
+        record.judge("C9", RESULTS)
+    with pytest.raises(ValueError, match="C2 is not tested at scale book"):
+        record.judge("C2", RESULTS)
+    with pytest.raises(ValueError, match="scale book tests E1"):
+        record.not_tested("E1")
+    assert record.tests("C1") and not record.tests("C2")
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        ({"acuracy": {"ours": [1]}}, "unknown metric 'acuracy': the ledger has accuracy, loss"),
+        ({"accuracy": {"our": [1], "theirs": [1]}}, "unknown arm 'our': the ledger has chance, ours, theirs"),
+        ({"accuracy": {"ours": [1, 2, 3]}}, "C1: expected the arms of accuracy ours, theirs; got ours"),
+        ({"loss": {"ours": [1, 2, 3]}}, "C1: expected the metrics accuracy; got none"),
+        ({"accuracy": [1, 2, 3]}, "C1: expected the arms of accuracy"),
+    ],
+)
+def test_a_slip_of_the_pen_is_refused_and_judges_nothing(record, measured, message):
+    with pytest.raises(ValueError, match=message):
+        record.judge("C1", measured)
+    record.judge("C1", RESULTS, protocol="Another.", anchor="here")
+
+
+def test_a_finished_run_is_not_written_over(record, root):
+    fill(record).close()
+    Evidence.of_run(record.folder, {}).save(record.folder / "evidence.json")
+    with pytest.raises(ValueError, match="finished run is already in run"):
+        Record("toy", scale="book", run_dir=record.folder, root=root)
+
+
+def test_by_hand_it_lands_in_interactive(root):
+    for _ in range(2):  # a notebook is run again
+        record = Record("toy", scale="book", run_dir="", root=root)
+        fill(record).close()
+    assert record.folder == root / "runs" / "book" / "toy" / "interactive"
+    assert ChapterRecord.load(record.folder / "claims.json").chapter == "toy"
+
+
+def test_unknown_scale_or_chapter_before_anything_is_made(root):
+    with pytest.raises(ValueError, match="unknown scale 'big'"):
+        Record("toy", scale="big", root=root)
+    with pytest.raises(ValueError, match="no ledger for chapter 'toi'"):
+        Record("toi", scale="book", root=root)
+    assert not (root / "runs").exists()
+
+
+def test_one_log_at_a_time(root):
+    first = Record("toy", scale="book", run_dir=root / "one", root=root)
+    second = Record("toy", scale="book", run_dir=root / "two", root=root)
+    first.log.info("once")
+    assert not (root / "one" / "log.txt").exists()
+    assert (root / "two" / "log.txt").read_text().count("once") == 1
+    assert first.log is second.log
+
+
+def test_artifacts_have_names_of_their_own(record):
+    with pytest.raises(ValueError, match=r"lower-case letters, digits, - and _, got '\.\./x'"):
+        record.table(pd.DataFrame(), "../x")
+    record.table(pd.DataFrame({"a": [1]}, index=pd.Index([3], name="k")), "t")
+    assert (record.folder / "tables" / "t.csv").read_text() == "k,a\n3,1\n"
+    with pytest.raises(ValueError, match="already a table named 't'"):
+        record.figure(plt.figure(), "t")
+
+
+def test_figures_are_the_same_bytes_again(root):
+    written = []
+    for name in ("one", "two"):
+        record = Record("toy", scale="book", run_dir=root / name, root=root)
+        figure, axes = plt.subplots()
+        axes.plot(np.arange(3))
+        with plt.rc_context({"svg.hashsalt": "x"}):
+            record.figure(figure, "line")
+        assert not plt.fignum_exists(figure.number)
+        written.append([(record.folder / "figures" / f"line.{kind}").read_bytes() for kind in ("png", "svg")])
+    assert written[0] == written[1]
+
+
+def test_real_data_must_be_identifiable(record):
+    class Nothing:
+        synthetic = False
+
+    with pytest.raises(ValueError, match="Nothing: real data without files"):
+        record.data(Nothing())
+
+
+# --- the file ----------------------------------------------------------------------------------------------
+
+
+def test_evidence_needs_a_closed_record_and_its_artifacts(record):
+    with pytest.raises(ValueError, match="did not close its record"):
+        Evidence.of_run(record.folder, {})
+    record.table(pd.DataFrame({"a": [1]}), "t")
+    fill(record).close()
+    (record.folder / "tables" / "t.csv").unlink()
+    with pytest.raises(ValueError, match="table 't': tables/t.csv is not there"):
+        Evidence.of_run(record.folder, {})
+
+
+def test_what_is_no_evidence_is_refused_in_one_line(record, tmp_path):
+    fill(record).close()
+    whole = Evidence.of_run(record.folder, {"seeds": [0]})
+    good = json.loads(whole.model_dump_json())
+    path = tmp_path / "evidence.json"
+    for broken, message in [
+        (b"", "Invalid JSON"),
+        (json.dumps(good).encode()[:-9], "Invalid JSON"),
+        (json.dumps(good | {"scale": "big"}).encode(), "scale: "),
+        (json.dumps(good | {"mood": "good"}).encode(), "mood: Extra"),
+        (json.dumps({k: v for k, v in good.items() if k != "parameters"}).encode(), "parameters: "),
+    ]:
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=message) as error:
+            Evidence.load(path)
+        assert str(error.value).startswith("evidence.json: ")
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValidationError):
+        whole.chapter = "other"
+
+
+# --- what is shown -----------------------------------------------------------------------------------------
+
+
+def test_tables_are_tables(record):
+    fill(record)
+    for html in (record.ledger_table(), record.verdicts(), record.provenance()):
+        page = soup(html)
+        assert page.table.caption.text
+        columns = page.find_all("th", scope="col")
+        for row in page.tbody.find_all("tr"):
+            assert row.find_all("th", scope="row", recursive=False)
+            assert len(row.find_all(["th", "td"], recursive=False)) == len(columns)
+        assert not page.find("small", string="data")  # the text <small> was escaped
+        assert "<characters" not in repr(html) and "HTML" in repr(html)
+
+
+def test_verdicts_are_words_and_caveats_are_always_there(record):
+    fill(record)
+    page = soup(record.verdicts())
+    assert [one.text for one in page.select(".verdict")] == ["holds", "not tested", "exact"]
+    assert page.select(".verdict")[1]["class"] == ["verdict", "verdict-not-tested"]
+    assert len(page.select(".mark-synthetic")) == 1
+    recalled = page.select(".mark-recalled")
+    assert [one.text for one in recalled] == ["recalled: not verified"]
+    assert not recalled[0].find_parent("details")
+    assert "run me" in page.text and "on <small> data" in page.text
+    assert page.caption.text == (
+        "1 exact, 1 holds, 1 not tested; 1 of them against a recalled number; 1 of them on synthetic data"
+    )
+    assert page.find("a")["href"] == "#toy-c1"
+    assert "96 % interval, 3 seeds" in page.text
+
+
+def test_the_ledger_says_what_is_tested_here(record):
+    page = soup(record.ledger_table())
+    rows = page.tbody.find_all("tr")
+    assert "tested: on <small> data" in rows[0].text
+    assert "recalled" in rows[0].text
+    assert "not tested: needs the data" in rows[1].text and "run me" in rows[1].text
+    assert "see C1" in rows[1].text
+    assert "synthetic" in rows[2].text
+    assert [a["href"] for a in page.find_all("a")] == ["#toy-c1", "#toy-e1"]
+
+
+def test_the_ledger_of_meantime_is_shown_at_every_scale(tmp_path):
+    for scale in SCALES:
+        record = Record("meantime", scale=scale, run_dir=tmp_path / scale)
+        assert len(soup(record.ledger_table()).tbody.find_all("tr")) == len(record.ledger.claims)

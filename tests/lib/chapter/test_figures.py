@@ -1,0 +1,71 @@
+"""The recurring figures show the numbers they are given."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib.chapter.figures import MARKERS, arm_styles, arms_figure, curves_figure, seeds_bar, use_style
+from lib.ledger.intervals import LEVEL
+
+matplotlib.use("Agg")
+VALUES = {"a": [0.1, 0.2, 0.4], "b": [0.5, 0.6, 0.55], "once": [0.3]}
+FRAME = pd.DataFrame([{"arm": arm, "NDCG@10": v} for arm, values in VALUES.items() for v in values])
+
+
+@pytest.fixture(autouse=True)
+def style():
+    use_style()
+
+
+def test_arms_figure_draws_every_seed_mean_and_interval():
+    figure = arms_figure(FRAME, ["NDCG@10"], chance={"NDCG@10": 0.045})
+    axis = figure.axes[0]
+    seeds = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
+    assert seeds == list(VALUES.values())
+    means = [container.lines[0].get_xdata()[0] for container in axis.containers]
+    assert means == pytest.approx([np.mean(values) for values in VALUES.values()])
+    bars = [container.lines[2][0].get_segments()[0][:, 0] for container in axis.containers[:2]]
+    for bar, values in zip(bars, VALUES.values(), strict=False):
+        expected = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+        assert bar == pytest.approx(expected)
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(VALUES)
+    assert axis.get_xlabel() == "NDCG@10" and figure.get_facecolor() == (1, 1, 1, 1)
+
+
+def test_seeds_bar_draws_seeds_mean_and_interval():
+    axis = plt.subplots()[1]
+    for place, values in enumerate([*VALUES.values(), []]):
+        seeds_bar(axis, place, values, fmt="o")
+    seeds = [line.get_ydata().tolist() for line in axis.lines if line.get_marker() == "."]
+    assert seeds == list(VALUES.values())
+    assert len(axis.containers) == len(VALUES)  # without seeds nothing is drawn
+    means = [container.lines[0].get_ydata()[0] for container in axis.containers]
+    assert means == pytest.approx([np.mean(values) for values in VALUES.values()])
+    bars = [container.lines[2][0].get_segments()[0][:, 1] for container in axis.containers[:2]]
+    for bar, values in zip(bars, VALUES.values(), strict=False):
+        expected = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+        assert bar == pytest.approx(expected)
+
+
+def test_curves_figure_draws_the_mean_over_seeds():
+    frame = pd.DataFrame(
+        {"arm": ["a"] * 4, "step": [1, 2, 1, 2], "value": [0.0, 1.0, 2.0, 3.0], "seed": [0, 0, 1, 1]}
+    )
+    axis = curves_figure(frame, "step", "value", x_label="steps", y_label="metric").axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [1.0, 2.0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("steps", "metric")
+
+
+def test_arms_differ_without_colour_and_too_many_are_refused():
+    _, markers, dashes = arm_styles([str(i) for i in range(len(MARKERS))])
+    assert len(set(markers.values())) == len(set(dashes.values())) == len(MARKERS)
+    with pytest.raises(ValueError, match="at most 8 arms"):
+        arm_styles([str(i) for i in range(9)])
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(ValueError, match="missing: \\['Recall@10'\\]"):
+        arms_figure(FRAME, ["Recall@10"])

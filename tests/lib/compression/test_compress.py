@@ -1,0 +1,375 @@
+"""Whole models compressed: the layers compute what the factors say, and nothing else changes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lib.compression.baselines import equal_cost_baselines, initialise_gaussian, largest_within
+from lib.compression.compressed_layers import compress, energy_rank, evbmf_rank
+from lib.compression.vbmf import evbmf
+from lib.cost.operations import count_operations, totals
+from lib.models.vision.vgg import VGG
+
+
+def small_net(**options):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1, **options),
+        nn.BatchNorm2d(24),
+        nn.Conv2d(24, 12, 1),
+        nn.Flatten(),
+        nn.Linear(12 * 4 * 4, 20),
+        nn.ReLU(),
+        nn.Linear(20, 10),
+    )
+
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 3),
+    padding=st.sampled_from([0, 1, 2, "same", "valid"]),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    mode=st.sampled_from(["zeros", "reflect", "circular"]),
+    two_sided=st.booleans(),
+)
+def test_the_sequence_is_a_convolution_with_the_approximated_kernel(
+    kernel, stride, padding, dilation, groups, bias, mode, two_sided
+):
+    if padding == "same":
+        stride = 1
+    torch.manual_seed(0)
+    options = dict(stride=stride, dilation=dilation, groups=groups, bias=bias, padding_mode=mode)
+    layer = nn.Conv2d(8, 12, kernel, padding=padding, **options).double()
+    found = compress(layer, {"": (2, 2) if two_sided else 2}).model
+    approximated = copy.deepcopy(layer)
+    with torch.no_grad():
+        rebuilt = [
+            torch.einsum("tq,qrij,rs->tsij", u[:, :, 0, 0], c, r[:, :, 0, 0])
+            if two_sided
+            else torch.einsum("tq,qsij->tsij", u[:, :, 0, 0], c)
+            for u, c, r in zip(
+                found.expand.weight.chunk(groups),
+                found.core.weight.chunk(groups),
+                found.reduce.weight.chunk(groups) if two_sided else [None] * groups,
+                strict=True,
+            )
+        ]
+        approximated.weight.copy_(torch.cat(rebuilt))
+    x = torch.randn(2, 8, 13, 14, dtype=torch.float64)
+    torch.testing.assert_close(found(x), approximated(x), rtol=1e-10, atol=1e-10)
+    # Not by accident: with the stride on another part the shape is another one.
+    assert found.core.stride == (stride, stride) and found.expand.stride == (1, 1)
+    assert (found.expand.bias is not None) == bias and found.core.bias is None
+
+
+def test_full_ranks_change_nothing():
+    model = small_net().eval()
+    ranks = {"0": 16, "2": (16, 24), "4": (24, 12), "6": (12, 20), "8": 10}
+    full = compress(model, ranks, maps={"6": (12, 4, 4)})
+    torch.testing.assert_close(full.model(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+    assert full.report["relative_error"].max() < 1e-6
+    assert full.ranks == ranks
+
+
+def test_each_layer_gets_its_kind():
+    model = small_net(groups=2)
+    report = compress(model, 0.5, maps={"6": (12, 4, 4)}).report.set_index("layer")
+    assert report["kind"].to_dict() == {
+        "0": "Tucker-1",
+        "2": "Tucker-2",
+        "4": "kept",
+        "6": "Tucker-2",
+        "8": "SVD",
+    }
+    assert report.loc["2", ["input_rank", "output_rank"]].tolist() == [4, 6]  # half of each group's 8 and 12
+    assert report.loc["6", ["input_rank", "output_rank"]].tolist() == [6, 10]
+    assert report.loc["8", "output_rank"] == 5
+    every = compress(model, 0.5, pointwise=True).report.set_index("layer")
+    assert every["kind"].to_dict() == {
+        "0": "Tucker-1",
+        "2": "Tucker-2",
+        "4": "Tucker-2",
+        "6": "SVD",
+        "8": "SVD",
+    }
+    convolutions = compress(model, 0.5, linear=False, skip=["0"]).report.set_index("layer")
+    assert (convolutions["kind"] != "kept").to_dict() == {
+        "0": False,
+        "2": True,
+        "4": False,
+        "6": False,
+        "8": False,
+    }
+
+
+def test_the_report_counts_what_is_there():
+    model = small_net()
+    found = compress(model, 0.4)
+    parameters = [sum(p.numel() for p in m.parameters()) for m in (model, found.model)]
+    norm = 2 * 24
+    assert found.report["parameters_before"].sum() == parameters[0] - norm
+    assert found.report["parameters_after"].sum() == parameters[1] - norm
+    again = compress(model, found.ranks)  # the report's ranks rebuild the model
+    for ours, theirs in zip(found.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_error_is_that_of_the_kernel():
+    model = small_net(groups=2)
+    found = compress(model, {"2": (3, 4)})
+    part = found.model.get_submodule("2")
+    rebuilt = torch.cat(
+        [
+            torch.einsum("tq,qrij,rs->tsij", u[:, :, 0, 0], c, r[:, :, 0, 0])
+            for u, c, r in zip(
+                *(p.weight.chunk(2) for p in (part.expand, part.core, part.reduce)), strict=True
+            )
+        ]
+    )
+    expected = (model[2].weight - rebuilt).norm() / model[2].weight.norm()
+    assert found.report.set_index("layer").loc["2", "relative_error"] == pytest.approx(
+        expected.item(), rel=1e-4
+    )
+
+
+def test_a_map_makes_a_matrix_a_convolution_over_the_whole_input():
+    torch.manual_seed(0)
+    layer = nn.Linear(6 * 3 * 2, 15)
+    found = compress(layer, {"": (4, 5)}, maps={"": (6, 3, 2)}).model
+    x = torch.randn(7, 36)
+    as_convolution = nn.Conv2d(6, 15, (3, 2))
+    as_convolution.load_state_dict({"weight": layer.weight.reshape(15, 6, 3, 2), "bias": layer.bias})
+    twin = compress(as_convolution, {"": (4, 5)}).model
+    expected = twin(x.reshape(7, 6, 3, 2)).flatten(1)
+    torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_by_evbmf_are_those_of_the_unfoldings():
+    model = small_net()
+    with torch.no_grad():  # a kernel with three directions on one side and two on the other, and some noise
+        signal = torch.einsum("tq,qrij,rs->tsij", *(torch.randn(s) for s in ((24, 3), (3, 2, 3, 3), (2, 16))))
+        model[2].weight.copy_(signal + 0.1 * torch.randn(24, 16, 3, 3))
+    report = compress(model).report.set_index("layer")
+    assert report.loc["2", ["input_rank", "output_rank"]].tolist() == [2, 3]
+    weight = model[2].weight.detach()
+    assert evbmf(weight.transpose(0, 1).flatten(1)).rank == 2
+    by_function = compress(model, evbmf_rank).report
+    assert by_function.drop(columns="relative_error").equals(
+        compress(model).report.drop(columns="relative_error")
+    )
+    root = compress(model, lambda unfolding: evbmf(unfolding, tau="root").rank).report
+    assert root["output_rank"].tolist() == report["output_rank"].tolist()
+
+
+def test_grouped_ranks_are_the_largest_of_the_groups():
+    model = nn.Conv2d(16, 16, 3, groups=2)
+    with torch.no_grad():
+        model.weight.normal_(std=0.1)
+        model.weight[8:] += torch.einsum("tq,qsij->tsij", torch.randn(8, 2), torch.randn(2, 8, 3, 3))
+    report = compress(nn.Sequential(nn.Conv2d(3, 16, 3), model), skip=["0"]).report
+    per_group = [evbmf(w.detach().flatten(1)).rank for w in model.weight.chunk(2)]
+    assert per_group[0] < per_group[1] == report.loc[1, "output_rank"]
+
+
+def test_noise_gets_rank_one_and_a_note():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
+    nn.init.normal_(model[1].weight)
+    row = compress(model, skip=["0"]).report.loc[1]
+    assert row["input_rank"] == row["output_rank"] == 1 and row["floored"]
+
+
+def test_what_must_not_change_does_not():
+    model = small_net().eval()
+    before = copy.deepcopy(model.state_dict())
+    model[0].weight.requires_grad_(False)
+    found = compress(model.double(), 0.5).model
+    assert all(
+        torch.equal(model.state_dict()[key], value.to(model.state_dict()[key].dtype))
+        for key, value in before.items()
+    )
+    assert not any(m.training for m in found.modules())
+    assert all(p.dtype == torch.float64 for p in found.parameters())
+    assert not any(p.requires_grad for p in found.get_submodule("0").core.parameters())
+    assert found.get_submodule("2").core.weight.requires_grad
+    assert torch.equal(found.get_submodule("8").expand.bias, model[8].bias)
+    assert found(IMAGES.double()).shape == (2, 10)
+    model.train()
+    assert compress(model, 0.5, inplace=True).model is model
+    assert model.training and isinstance(model[2], nn.Sequential)
+
+
+def test_gradients_reach_all_parts():
+    model = compress(small_net(), 0.5, maps={"6": (12, 4, 4)}).model
+    F.cross_entropy(model(IMAGES), torch.tensor([1, 2])).backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "3." not in n
+    )
+    path = copy.deepcopy(model.state_dict())
+    fresh = compress(small_net(), 0.5, maps={"6": (12, 4, 4)}, weights="fresh").model
+    fresh.load_state_dict(path)
+    torch.testing.assert_close(fresh.eval()(IMAGES), model.eval()(IMAGES))
+
+
+def test_structure_only_on_the_meta_device():
+    with torch.device("meta"):
+        model = small_net()
+    found = compress(model, 0.5, weights="fresh")
+    assert all(p.is_meta for p in found.model.parameters())
+    assert found.report["relative_error"].drop(2).isna().all()
+
+
+def test_subclasses_are_left_alone():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(nn.Linear(8, 8), Scaled(8, 8))
+    assert compress(model, 0.5).report["layer"].tolist() == ["0"]
+    with pytest.raises(ValueError, match="'1' is a Scaled"):
+        compress(model, {"1": 2})
+
+
+def depthwise():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: compress(nn.Sequential(nn.ReLU())), "nothing to compress: Sequential has 0"),
+        (lambda: compress(nn.Sequential()), "nothing to compress"),
+        (lambda: compress(nn.Conv2d(3, 4, 1), skip=[""]), "nothing to compress"),
+        (lambda: compress(small_net(), {}), "nothing to compress"),
+        (lambda: compress(small_net(), {"22": 3}), "no layer '22' in the model: did you mean '2'"),
+        (lambda: compress(small_net(), {"1": 3}), "'1' is a ReLU: not a Conv2d or Linear"),
+        (lambda: compress(small_net(), {"2": (0, 3)}), "layer '2': input rank R3 must be in 1..16, got 0"),
+        (lambda: compress(small_net(), {"2": (17, 3)}), "input rank R3 must be in 1..16, got 17"),
+        (lambda: compress(small_net(), {"2": (3, 25)}), "rank must be in 1..24, got 25"),
+        (lambda: compress(small_net(groups=2), {"2": (9, 3)}), "R3 must be in 1..8, got 9"),
+        (lambda: compress(small_net(), {"8": 11}), "layer '8': rank must be in 1..10, got 11"),
+        (lambda: compress(small_net(), {"8": (2, 2)}), "needs the feature map"),
+        (lambda: compress(small_net(), {"2": (1, 2, 3)}), "one number or a pair"),
+        (lambda: compress(small_net(), {"2": (2, 3)}, skip=["0"]), "skip is for rules"),
+        (lambda: compress(small_net(), skip=["nothing"]), "no layer 'nothing'"),
+        (lambda: compress(small_net(), maps={"6": (12, 4, 5)}), "reads 192 values, got"),
+        (lambda: compress(small_net(), maps={"2": (12, 4, 4)}), "must be a Linear layer"),
+        (lambda: compress(small_net(), "evbmf"), "ranks must be 'vbmf'"),
+        (lambda: compress(small_net(), 0.0), r"must be in \(0, 1\], got 0.0"),
+        (lambda: compress(small_net(), 1.5), r"must be in \(0, 1\], got 1.5"),
+        (lambda: compress(small_net(), True), "ranks must be"),
+        (lambda: compress(small_net(), lambda unfolding: 99), "layer '0': the rule chose rank 99"),
+        (lambda: compress(small_net(), weights="random"), "'decomposed' or 'fresh'"),
+        (lambda: compress(depthwise()), "layer '1': a depthwise convolution"),
+        (lambda: compress(depthwise(), {"1": 2}), "layer '1': a depthwise convolution"),
+    ],
+)
+def test_bad_requests(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_depthwise_convolutions_can_be_skipped():
+    assert compress(depthwise(), 0.5, skip=["1"]).report["kind"].tolist() == ["Tucker-1", "kept"]
+
+
+@pytest.mark.parametrize("ranks", ["vbmf", 0.5, {"2": (3, 3)}])
+def test_a_kernel_that_is_not_finite_is_named_before_anything_changes(ranks):
+    model = small_net()
+    with torch.no_grad():
+        model[2].weight[0, 0, 0, 0] = float("nan")
+    before = list(map(type, model))
+    with pytest.raises(ValueError, match="layer '2': the kernel must be finite"):
+        compress(model, ranks, inplace=True)
+    assert list(map(type, model)) == before
+
+
+# --- helpers for baselines ---------------------------------------------------------------------------------
+
+
+def test_energy_rank():
+    left, right = (np.linalg.qr(np.random.RandomState(0).randn(n, 4))[0] for n in (6, 9))
+    matrix = left * np.sqrt([5.0, 3.0, 1.5, 0.5]) @ right.T  # of 10: 5, 8, 9.5, 10
+    expected = {0.4: 1, 0.5: 1, 0.51: 2, 0.8: 2, 0.9: 3, 0.96: 4}
+    assert {share: energy_rank(matrix, share) for share in expected} == expected
+    assert energy_rank(np.zeros((3, 4))) == 0
+    with pytest.raises(ValueError, match="share must be in"):
+        energy_rank(matrix, 0.0)
+
+
+def test_largest_within_a_budget():
+    def cost(model):
+        return sum(p.numel() for p in model.parameters())
+
+    def build(share):
+        return compress(small_net(), share, weights="fresh").model
+
+    budget = cost(build(0.5)) + 3
+    share = largest_within(build, cost, budget)
+    assert cost(build(share)) <= budget < cost(build(share + 0.07))
+    assert share >= 0.5
+    assert largest_within(build, cost, 10**9) == 1.0
+    with pytest.raises(ValueError, match="already costs"):
+        largest_within(build, cost, 10)
+
+
+def test_baselines_of_equal_cost():
+    def build(width=1.0):
+        return VGG(
+            stages=((16,), (32, 32)), hidden=(40,), num_classes=10, channels=1, input_size=16, width=width
+        )
+
+    def cost(model):
+        return int(totals(count_operations(model, (1, 1, 16, 16)))["macs"])
+
+    torch.manual_seed(0)
+    original = build()
+    how = dict(maps={"classifier.0": original.map})
+    compressed = compress(original, 0.4, **how)
+    found = equal_cost_baselines(original, compressed, build, cost, **how)
+    budget = cost(compressed.model)
+    assert list(found) == ["uniform ranks", "narrow", "structure"]
+    assert all(0.9 * budget < cost(model) <= budget for model in found.values())
+    # The same rule again: the same network, from the trained kernels.
+    x = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(found["uniform ranks"].eval()(x), compressed.model.eval()(x))
+    shapes = [[p.shape for p in m.parameters()] for m in (found["structure"], compressed.model)]
+    assert shapes[0] == shapes[1]
+    core = "features.3.core.weight"
+    assert not torch.equal(found["structure"].state_dict()[core], compressed.model.state_dict()[core])
+    with pytest.raises(ValueError, match="already costs"):
+        equal_cost_baselines(original, compress(original, 0.05, **how), build, cost, low=0.3, **how)
+
+
+def test_gaussian_initialisation_keeps_the_variance_through_a_chain():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
+    model = compress(plain, 0.5, skip=["0"], weights="fresh").model
+    with torch.no_grad():
+        for layer in model.modules():
+            if hasattr(layer, "bias") and layer.bias is not None:
+                layer.bias.fill_(1.0)
+    assert initialise_gaussian(model) is model
+    x = torch.randn(8, 64, 16, 16)[..., 2:-2, 2:-2]
+    for part, factor in ((model[1], 2.0), (model[0], 2.0)):
+        assert part(x)[..., 2:-2, 2:-2].var().item() == pytest.approx(factor, rel=0.3)
+    nn.init.kaiming_normal_(model[1].core.weight)  # a rectifier's factor where there is none: twice as much
+    assert model[1](x)[..., 2:-2, 2:-2].var().item() > 3
+    assert np.isclose(model[1].expand.bias.detach(), 0).all()
+    assert initialise_gaussian(model, 0.01)[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        initialise_gaussian(model, 0.0)

@@ -1,0 +1,144 @@
+"""Networks in integers: against torch's fake quantisation, and each technique against its absence."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib.models.vision.plain_cnn import plain_cnn
+from lib.quantization.integer import affine_quantizer
+from lib.quantization.integer_network import (
+    Accumulation,
+    IntegerLayer,
+    Recipe,
+    accumulate,
+    fold,
+    integer_layers,
+    quantize_network,
+)
+
+
+@pytest.fixture
+def chain():
+    torch.manual_seed(0)
+    network = plain_cnn((8, 16))
+    for module in network:
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.2, 3)
+            module.weight.data.uniform_(0.2, 2)
+    return network.eval(), torch.randn(6, 1, 28, 28)
+
+
+def test_folding_changes_nothing(chain):
+    network, images = chain
+    folded = fold(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded)
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+LAYERS = [
+    nn.Conv2d(4, 6, 3, padding=1),
+    nn.Conv2d(4, 8, (3, 5), padding=(2, 1), stride=(2, 1), groups=2),
+    nn.Conv2d(4, 4, 3, dilation=2, groups=4, bias=False),
+    nn.Linear(7, 5),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=["conv", "grouped", "depthwise", "linear"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_layer_is_the_layer_of_its_quantised_numbers(layer, per_channel):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn((3, 7) if isinstance(layer, nn.Linear) else (3, 4, 9, 10), generator=random) + 0.3
+    ends = layer.weight.detach().flatten(1).aminmax(dim=1) if per_channel else layer.weight.detach().aminmax()
+    weights = affine_quantizer(*ends, signed=True, symmetric=True, axis=0 if per_channel else None)
+    inputs = affine_quantizer(*x.aminmax())
+    ours = IntegerLayer(layer, inputs, weights)(x)
+    names = ("stride", "padding", "dilation", "groups")
+    options = {name: getattr(layer, name) for name in names} if isinstance(layer, nn.Conv2d) else {}
+    function = nn.functional.conv2d if options else nn.functional.linear
+    real = [q.dequantize(q.quantize(t)).double() for q, t in ((inputs, x), (weights, layer.weight.detach()))]
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    torch.testing.assert_close(ours.double(), function(*real, bias, **options), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(ours, layer(x))
+
+
+def error(network, images, **recipe):
+    exact = network(images)
+    return float((quantize_network(network, images, Recipe(**recipe))(images) - exact).norm() / exact.norm())
+
+
+def test_every_technique_helps_at_four_bits(chain):
+    network, images = chain
+    bits = {"weight_bits": 4, "activation_bits": 6}
+    base = error(network, images, **bits)
+    channel = error(network, images, per_channel=True, **bits)
+    aware = error(network, images, per_channel=True, net_aware=True, **bits)
+    assert base > channel > aware
+    assert error(network, images, skip=3, **bits) == pytest.approx(0, abs=1e-6)
+    assert error(network, images) < base / 4
+
+
+def test_the_worst_layer_stays_in_floating_point(chain):
+    network, images = chain
+    with torch.no_grad():
+        network[1].weight[0] = network[1].bias[0] = 0.0  # a channel that is zero
+        network[4].weight[:, 0] = 30.0  # multiplies nothing, and makes every other weight a small one
+    skipped = quantize_network(network, images, Recipe(weight_bits=4, skip=1))
+    assert [n for n, m in skipped.named_children() if isinstance(m, nn.Conv2d | nn.Linear)] == ["4"]
+    assert error(network, images, weight_bits=4, skip=1) < error(network, images, weight_bits=4)
+
+
+def test_a_dead_channel_is_no_obstacle(chain):
+    network, images = chain
+    with torch.no_grad():
+        network[0].weight[3] = 0
+    assert error(network, images, l2_ranges=True, per_channel=True) < 0.1
+
+
+def test_a_range_of_least_error_ignores_a_lonely_outlier(chain):
+    network, images = chain
+    with torch.no_grad():
+        network[0].weight[0, 0, 0, 0] = 30.0
+    bits = {"weight_bits": 4}
+    assert error(network, images, l2_ranges=True, **bits) != error(network, images, **bits)
+
+
+def test_16_bits_saturate_and_the_split_repairs_it(chain):
+    network, images = chain
+    quantized = quantize_network(network, images, Recipe(per_channel=True))
+    exact = quantized(images)
+    plain = accumulate(quantized, Accumulation(bits=16))(images)
+    cut = [layer.saturated for layer in integer_layers(quantized)]
+    assert sum(cut) > 0 and not torch.equal(plain, exact)
+    entries = sum(layer.entries for layer in integer_layers(quantized))
+    assert entries == 6 * (8 * 28 * 28 + 16 * 14 * 14 + 10)
+    split = accumulate(quantized, Accumulation(bits=16, main_bits=5, spill_every=8))(images)
+    assert torch.equal(split, exact)
+    assert sum(layer.saturated for layer in integer_layers(quantized)) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fold(nn.Conv2d(1, 1, 1)), "chain"),
+        (lambda: fold(nn.Sequential(nn.BatchNorm2d(2))), "follows no convolution"),
+        (lambda: quantize_network(nn.Sequential(nn.ReLU()), torch.ones(1, 1), Recipe()), "a layer is needed"),
+        (
+            lambda: quantize_network(nn.Sequential(nn.Linear(1, 1)), torch.ones(1, 1), Recipe(skip=2)),
+            r"0\.\.1",
+        ),
+        (
+            lambda: quantize_network(
+                nn.Sequential(nn.Conv2d(1, 1, 3, padding="same")), torch.ones(1, 1, 4, 4), Recipe()
+            ),
+            "padding",
+        ),
+        (lambda: Accumulation(bits=8), "32 or 16"),
+        (lambda: Accumulation(spill_every=4), "16 bits"),
+        (lambda: plain_cnn((1, 1, 1, 1, 1)), "stages"),
+        (lambda: plain_cnn(()), "stages"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

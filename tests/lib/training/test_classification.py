@@ -1,0 +1,95 @@
+"""Loss and accuracy of image classifiers against closed forms and torchmetrics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from lib.data.images import ImageSet
+from lib.training.classifiers import ImageClassifier, accuracy, logits
+from lib.training.loop import fit, seeded
+
+
+def linear(classes=4, size=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(size * size, classes))
+
+
+def images(count=50, classes=4, size=3):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.randint(0, classes, (count,), generator=generator), mean=0.5, std=0.25)
+
+
+def batch_of(source):
+    return {"images": source.tensor(), "labels": source.labels}
+
+
+def test_loss_without_and_with_a_teacher():
+    seeded(0)
+    student, teacher, batch = linear(), linear(), batch_of(images())
+    alone = F.cross_entropy(student(batch["images"]), batch["labels"])
+    torch.testing.assert_close(ImageClassifier(student).loss(batch), alone)
+    p, q = teacher(batch["images"]).softmax(1), student(batch["images"]).log_softmax(1)
+    both = alone - 0.5 * (p * q).sum(1).mean()
+    torch.testing.assert_close(ImageClassifier(student, teacher, teacher_weight=0.5).loss(batch), both)
+
+
+def test_a_perfect_student_pays_the_teachers_entropy():
+    seeded(0)
+    teacher, batch = linear(), batch_of(images())
+    model = ImageClassifier(teacher, teacher)
+    p = teacher(batch["images"]).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    cross = F.cross_entropy(teacher(batch["images"]), batch["labels"])
+    torch.testing.assert_close(model.loss(batch) - cross, entropy)
+
+
+def test_the_teacher_is_no_part_of_the_model():
+    seeded(0)
+    teacher = linear()
+    model = ImageClassifier(linear(), teacher)
+    assert len(list(model.parameters())) == 2 and len(model.state_dict()) == 2
+    model.loss(batch_of(images())).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 500])
+def test_accuracy_is_that_of_torchmetrics(batch_size):
+    seeded(0)
+    network, source = linear(), images()
+    scores = network(source.tensor())
+    found = accuracy(network, source, topk=(1, 2), batch_size=batch_size)
+    for k in (1, 2):
+        expected = multiclass_accuracy(scores, source.labels, num_classes=4, top_k=k, average="micro")
+        assert found[f"top-{k}"] == pytest.approx(100 * expected.item(), abs=1e-4)
+
+
+def test_scoring_is_in_evaluation_mode_and_leaves_the_mode_alone():
+    network = nn.Sequential(nn.Dropout(0.5), linear()).train()
+    source = images()
+    assert torch.equal(logits(network, source), logits(network, source))
+    assert network.training
+
+
+def test_bad_requests_are_refused():
+    source = images()
+    with pytest.raises(ValueError, match=r"1\.\.4"):
+        accuracy(linear(), source, topk=(1, 5))
+    broken = linear()
+    nn.init.constant_(broken[1].bias, float("nan"))
+    with pytest.raises(ValueError, match="finite"):
+        accuracy(broken, source)
+
+
+def test_it_learns_what_can_be_learned():
+    """The mean pixel decides the class: after training nearly all are right, before a quarter."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (400,), generator=generator)
+    pixels = (labels * 60 + torch.randint(0, 20, (9, 400), generator=generator)).T.reshape(400, 1, 3, 3)
+    source = ImageSet(pixels.to(torch.uint8), labels, mean=0.4, std=0.3)
+    seeded(0)
+    model = ImageClassifier(linear())
+    before = accuracy(model.network, source)["top-1"]
+    fit(model, source.batches(50, seed=0).batch, steps=300, learning_rate=0.05)
+    assert before < 60 < 95 < accuracy(model.network, source)["top-1"]
