@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import secrets
@@ -24,6 +25,23 @@ def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def syntax_digest(source: str) -> str:
+    """SHA-256 of what Python code does: its syntax tree, without comments, layout and docstrings.
+
+    Raises
+    ------
+    SyntaxError
+        It is not Python.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                node.body = node.body[1:]  # a docstring
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 @contextmanager

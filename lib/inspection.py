@@ -22,7 +22,7 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Literal["input", "output"], Callable]]) -> Iterator[None]:
-    """Hang hooks on modules, ``input`` before a module's forward pass, ``output`` behind it; then take them off."""
+    """Hang hooks on modules, before (``input``) or behind (``output``) their forward pass, for a while."""
     handles = []
     try:
         for module, side, hook in hooks:

@@ -2,9 +2,17 @@
 
 Frames are in long form, one row per arm and seed (and step), so that seaborn and pandas can group them.
 An arm has one colour, one marker and one dash pattern: the last two carry the figure in greyscale.
+
+A figure of one of these kinds remembers what it was drawn from, so that a change of style does not need the
+experiment again: `redrawable` writes that down, `redraw` makes the figure of it.
 """
 
-from collections.abc import Sequence
+import base64
+import functools
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +23,7 @@ from matplotlib.figure import Figure
 
 from lib.ledger.intervals import LEVEL, mean_interval
 
+KINDS: dict[str, Callable[..., Figure]] = {}
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 2), (2, 1), (5, 1, 1, 1, 1, 1), (1, 2))
 
@@ -39,6 +48,52 @@ def use_style() -> None:
     )
 
 
+def _remembered(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Keep with a figure the frame and the options that it was drawn from, unless it is part of another."""
+
+    @functools.wraps(draw)
+    def remembering(frame: pd.DataFrame, *arguments, **options) -> Figure:
+        figure = draw(frame, *arguments, **options)
+        if options.get("axis") is None:
+            figure.drawn_from = {"kind": draw.__name__, "arguments": arguments, "options": options}
+            figure.drawn_from["frame"] = frame.reset_index(drop=True).to_dict("split")
+        return figure
+
+    KINDS[draw.__name__] = remembering
+    return remembering
+
+
+def redrawable(figure: Figure) -> str | None:
+    """What a figure was drawn from, as JSON; None if it is of no such kind, or was changed after drawing."""
+    if not hasattr(figure, "drawn_from"):
+        return None
+    drawing = json.dumps(figure.drawn_from, default=lambda value: value.item())
+    again = redraw(drawing)
+    same = shown(again) == shown(figure)
+    plt.close(again)
+    return drawing if same else None
+
+
+def redraw(drawing: str) -> Figure:
+    """A figure in today's style, from what `redrawable` wrote."""
+    parts = json.loads(drawing)
+    frame = pd.DataFrame(parts["frame"]["data"], columns=parts["frame"]["columns"])
+    return KINDS[parts["kind"]](frame, *parts["arguments"], **parts["options"])
+
+
+def shown(figure: Figure) -> str:
+    """A figure as a notebook shows it: PNG in base64."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi="figure", bbox_inches="tight", metadata={"Software": None})
+    return base64.b64encode(picture.getvalue()).decode()
+
+
+def save(figure: Figure, png: Path, svg: Path) -> None:
+    """Write a figure's files, without dates or versions: the same numbers give the same files."""
+    figure.savefig(png, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    figure.savefig(svg, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
 def arm_styles(arms: Sequence[str]) -> tuple[dict[str, tuple], dict[str, str], dict[str, tuple]]:
     """Return colour, marker and dash pattern of each arm, in the order given.
 
@@ -56,6 +111,7 @@ def arm_styles(arms: Sequence[str]) -> tuple[dict[str, tuple], dict[str, str], d
     )
 
 
+@_remembered
 def arms_figure(
     frame: pd.DataFrame,
     metrics: Sequence[str],
@@ -110,6 +166,7 @@ def arms_figure(
     return figure
 
 
+@_remembered
 def curves_figure(
     frame: pd.DataFrame,
     x: str,

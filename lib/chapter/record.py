@@ -14,17 +14,47 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.chapter import tables
+import numpy as np
+
+from lib.chapter import figures, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, write_atomically
-from lib.ledger.evidence import Artifact, ChapterRecord, ClaimEvidence, DataUsed
+from lib.ledger.evidence import (
+    Artifact,
+    ChapterRecord,
+    ClaimEvidence,
+    DataUsed,
+    Measurement,
+    own_part,
+    rule_identity,
+)
 from lib.ledger.provenance import collect
 from lib.ledger.schema import Claim, Ledger, load_ledger
-from lib.ledger.verdicts import Verdict, judge, not_tested
+from lib.ledger.verdicts import judge, not_tested
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+
+class ShownVerdict:
+    """A verdict as a cell shows it, marked so that a page can show today's in its place."""
+
+    def __init__(self, evidence: ClaimEvidence) -> None:
+        self.evidence = evidence
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
+        return tables.verdict_line(self.evidence)._repr_mimebundle_()
+
+
+class ShownFigure:
+    """A figure as a cell shows it, marked with its name."""
+
+    def __init__(self, png: str, shows: str) -> None:
+        self.png, self.shows = png, shows
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
+        return {"image/png": self.png, "text/plain": f"<{self.shows}>"}, tables.mark(self.shows)
 
 
 class Record:
@@ -53,11 +83,13 @@ class Record:
         self.chapter, self.scale = chapter, scale
         self.ledger: Ledger = load_ledger(chapter, self.root)
         self.ledger.claims[0].entry(scale)  # refuses an unknown scale
+        self._run = bool(run_dir)
         self.folder = Path(run_dir or self.root / "runs" / scale / chapter / "interactive")
         if (self.folder / "evidence.json").exists():
             raise ValueError(f"a finished run is already in {self.folder.name}: it is not written over")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started = datetime.now(UTC)
+        self._measurements: dict[str, Measurement] = {}
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
         self._artifacts: dict[str, Artifact] = {}
@@ -76,8 +108,7 @@ class Record:
         *,
         protocol: str = "",
         synthetic: bool | None = None,
-        anchor: str = "",
-    ) -> Verdict:
+    ) -> ShownVerdict:
         """Judge a claim by its rule, and keep the verdict.
 
         Parameters
@@ -89,23 +120,36 @@ class Record:
             How it was measured, if the ledger's sentence is not enough.
         synthetic : bool, optional
             Made-up data; must agree with the ledger.
-        anchor : str
-            Label of the section in the chapter; ``<chapter>-<claim>`` if not given.
         """
         claim = self._open(claim_id)
-        measured = self._own_part(claim, measured)
-        verdict = judge(claim, measured, self.scale, synthetic)
-        anchor = anchor or f"{self.chapter}-{claim_id.lower()}"
-        self._claims[claim_id] = ClaimEvidence.of(claim, verdict, protocol or claim.protocol, anchor)
-        self.log.info("%s: %s. %s", claim_id, verdict.verdict, verdict.reason)
-        return verdict
+        self._refuse_unknown(claim, measured)
+        # Checks names and values, and says whose they are; what is kept are the raw numbers.
+        judge(claim, own_part(claim, measured), self.scale, synthetic)
+        return self._keep(
+            Measurement(
+                claim=claim_id,
+                measured=_plain(measured),
+                tested=True,
+                protocol=protocol,
+                synthetic=synthetic,
+                anchor=f"{self.chapter}-{claim_id.lower()}",
+                rule=rule_identity(claim),
+            )
+        )
 
-    def not_tested(self, claim_id: str, reason: str = "") -> Verdict:
+    def not_tested(self, claim_id: str, reason: str = "") -> ShownVerdict:
         """Keep that this run does not test a claim; reason and command are the ledger's."""
         claim = self._open(claim_id)
-        verdict = not_tested(claim, self.scale, reason)
-        self._claims[claim_id] = ClaimEvidence.of(claim, verdict, claim.protocol, f"{self.chapter}-claims")
-        return verdict
+        not_tested(claim, self.scale, reason)  # refuses to leave out what this scale tests
+        anchor, rule = f"{self.chapter}-claims", rule_identity(claim)
+        return self._keep(Measurement(claim=claim_id, tested=False, reason=reason, anchor=anchor, rule=rule))
+
+    def _keep(self, measurement: Measurement) -> ShownVerdict:
+        evidence = measurement.judged_by(self.ledger, self.scale)
+        self._measurements[measurement.claim] = measurement
+        self._claims[measurement.claim] = evidence
+        self.log.info("%s: %s. %s", evidence.id, evidence.verdict, evidence.reason)
+        return ShownVerdict(evidence)
 
     def _open(self, claim_id: str) -> Claim:
         claim = self.ledger[claim_id]
@@ -113,11 +157,10 @@ class Record:
             raise ValueError(f"{claim_id} was already judged: {self._claims[claim_id].verdict}")
         return claim
 
-    def _own_part(self, claim: Claim, measured: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Of a whole table of results what `claim` needs; a name that no claim knows is refused."""
-        needed = claim.arms()
-        if not needed or not all(isinstance(arms, Mapping) for arms in measured.values()):
-            return measured
+    def _refuse_unknown(self, claim: Claim, measured: Mapping[str, Any]) -> None:
+        """Refuse a metric or an arm that no claim of the ledger knows: it is a slip of the pen."""
+        if not claim.arms() or not all(isinstance(arms, Mapping) for arms in measured.values()):
+            return
         metrics = {metric for other in self.ledger.claims for metric in other.arms()}
         metrics |= set(self.ledger.other_metrics)
         arms = {arm for other in self.ledger.claims for names in other.arms().values() for arm in names}
@@ -127,11 +170,34 @@ class Record:
                 raise ValueError(f"unknown metric {metric!r}: the ledger has {', '.join(sorted(metrics))}")
             if unknown := sorted(set(by_arm) - arms):
                 raise ValueError(f"unknown arm {unknown[0]!r}: the ledger has {', '.join(sorted(arms))}")
-        return {
-            metric: {arm: values for arm, values in by_arm.items() if arm in needed[metric]}
-            for metric, by_arm in measured.items()
-            if metric in needed
-        }
+
+    def published(self, claim_id: str) -> dict[str, float]:
+        """The paper's numbers of a claim by name, for a cell that computes with them or draws them.
+
+        Written with the claim's id as a literal, they belong to what the run measured: another number in the
+        ledger is then another run (`lib.runs.fingerprint`).
+        """
+        return {number.name: number.value for number in self.ledger[claim_id].paper}
+
+    # --- while it runs ---
+
+    def checkpoint(self, name: str) -> Path | None:
+        """File from which a killed training of this name continues; None outside a run of `lib.run`."""
+        if not self._run:
+            return None
+        if not re.fullmatch(r"[^/\\\0]{1,200}", name) or name.startswith("."):
+            raise ValueError(f"name of a checkpoint: no slash, no leading dot, got {name!r}")
+        return self.folder / "checkpoints" / f"{name}.pt"
+
+    def number(self, name: str, value: float) -> None:
+        """Keep a number for the chapter's text, which shows it by ``{glue:text}`<chapter>-<name>:.2f` ``."""
+        from myst_nb import glue
+
+        glue(
+            f"{self.chapter}-{name}",
+            int(value) if isinstance(value, int | np.integer) else float(value),
+            display=False,
+        )
 
     # --- data, figures, tables ---
 
@@ -160,18 +226,21 @@ class Record:
         self._data[used.name] = used
         return used
 
-    def figure(self, fig: Figure, name: str) -> Figure:
-        """Save a figure as ``figures/<name>.png`` and ``.svg``; returns it, to be shown once."""
+    def figure(self, fig: Figure, name: str) -> ShownFigure:
+        """Save a figure as ``figures/<name>.png`` and ``.svg``; returns what a cell shows.
+
+        Of one of the book's own kinds (`lib.chapter.figures`) the data are kept beside it, so that it can be
+        drawn again in another style.
+        """
         import matplotlib.pyplot as plt
 
         files = self._artifact(name, "figure", (f"figures/{name}.png", f"figures/{name}.svg"))
-        # No dates or versions: the same numbers give the same files.
-        fig.savefig(files[0], bbox_inches="tight", facecolor="white", metadata={"Software": None})
-        fig.savefig(
-            files[1], bbox_inches="tight", facecolor="white", metadata={"Date": None, "Creator": None}
-        )
+        figures.save(fig, files[0], files[1])
+        if drawing := figures.redrawable(fig):
+            write_atomically(files[0].with_suffix(".json"), drawing)
+        shown = ShownFigure(figures.shown(fig), f"figure {name}")
         plt.close(fig)  # or the notebook would show it a second time
-        return fig
+        return shown
 
     def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as ``tables/<name>.csv``, with its index if that has a name; returns it."""
@@ -179,6 +248,13 @@ class Record:
         indexed = any(level is not None for level in frame.index.names)
         write_atomically(path, frame.to_csv(index=indexed))
         return frame
+
+    def numbers(self, *claim_ids: str, name: str) -> Html:
+        """Table of the numbers of arithmetic claims that were judged; also saved as ``tables/<name>.csv``."""
+        (path,) = self._artifact(name, "table", (f"tables/{name}.csv",))
+        claims = [self._claims[claim_id] for claim_id in claim_ids]
+        write_atomically(path, tables.numbers_frame(claims).to_csv(index=False))
+        return tables.numbers_table(claims).marked(f"numbers {name} {' '.join(claim_ids)}")
 
     def _artifact(self, name: str, kind: str, files: tuple[str, ...]) -> list[Path]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
@@ -194,15 +270,16 @@ class Record:
 
     def ledger_table(self) -> Html:
         """What is claimed, and what this scale tests of it."""
-        return tables.ledger_table(self.ledger, self.chapter, self.scale)
+        return tables.ledger_table(self.ledger, self.chapter, self.scale).marked("ledger")
 
     def verdicts(self) -> Html:
         """What became of every claim so far."""
-        return tables.verdict_table(self._in_order())
+        return tables.verdict_table(self._in_order()).marked("verdicts")
 
     def provenance(self) -> Html:
         """How this page was made."""
-        return tables.provenance_table(collect(self.started, self.root), tuple(self._data.values()))
+        table = tables.provenance_table(collect(self.started, self.root), tuple(self._data.values()))
+        return table.marked("provenance")
 
     def _in_order(self) -> tuple[ClaimEvidence, ...]:
         return tuple(self._claims[claim.id] for claim in self.ledger.claims if claim.id in self._claims)
@@ -217,12 +294,23 @@ class Record:
             chapter=self.chapter,
             scale=self.scale,
             claims=self._in_order(),
+            measurements=tuple(self._measurements[claim.id] for claim in self.ledger.claims),
             data=tuple(self._data.values()),
             artifacts=tuple(self._artifacts.values()),
             provenance=collect(self.started, self.root),
         )
         record.save(self.folder / "claims.json")
         return self.folder / "claims.json"
+
+
+def _plain(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Measurements as JSON has them."""
+    return {
+        name: {arm: [float(v) for v in np.atleast_1d(values)] for arm, values in value.items()}
+        if isinstance(value, Mapping)
+        else float(value)
+        for name, value in measured.items()
+    }
 
 
 def _log_to(path: Path) -> logging.Logger:

@@ -18,11 +18,14 @@ from lib.ledger.verdicts import VERDICTS, Effect
 from lib.ledger.wording import badge, format_interval, format_number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lib.ledger.evidence import ClaimEvidence, DataUsed
 
 # JupyterLab aligns table cells to the right unless told otherwise.
 CELL = 'style="text-align:left;vertical-align:top"'
 SHOWN = 3  # numbers that a cell shows unfolded
+MARK = "companion"  # in the metadata of outputs
 
 JUDGED_BY = {
     "arithmetic": "equal at the printed precision, or within the stated tolerance",
@@ -33,15 +36,26 @@ JUDGED_BY = {
 
 
 class Html(str):
-    """Markup that a notebook shows as such."""
+    """Markup that a notebook shows as such, marked with what it shows so that a page can be made again."""
 
-    __slots__ = ()
+    shows: str = ""
 
-    def _repr_html_(self) -> str:
-        return str(self)
+    def marked(self, shows: str) -> Html:
+        """The same, marked."""
+        self.shows = shows
+        return self
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
+        data = {"text/html": str(self), "text/plain": repr(self)}
+        return data, mark(self.shows)
 
     def __repr__(self) -> str:
         return f"<{len(self)} characters of HTML>"
+
+
+def mark(shows: str) -> dict[str, object]:
+    """Metadata of a cell's output that says what of the record it shows, as ``ledger`` or ``verdict C1``."""
+    return {MARK: {"shows": shows}} if shows else {}
 
 
 def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
@@ -75,7 +89,7 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
     """What became of the claims."""
     rows = []
     for claim in claims:
-        marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+        marks = verdict_marks(claim)
         limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
         rows.append(
             (
@@ -89,6 +103,47 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
             )
         )
     return _table("verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
+
+
+def verdict_line(claim: ClaimEvidence) -> Html:
+    """A claim's verdict and its reason in a line, as it stands below the cell that judged it."""
+    line = f"<p>{claim.id}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}</p>"
+    return Html(line).marked(f"verdict {claim.id}")
+
+
+def numbers_frame(claims: Sequence[ClaimEvidence]) -> pd.DataFrame:
+    """Numbers of arithmetic claims: a row each with reference, where it was read, ours, verdict."""
+    import pandas as pd
+
+    rows = []
+    for claim in claims:
+        for number in claim.paper:
+            ours = claim.measured[number.name]
+            row = (claim.id, number.name, number.provenance, number.value, ours, number.unit, claim.verdict)
+            rows.append(row)
+    names = ["claim", "number", "reference is", "reference", "ours", "unit", "verdict"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
+    """As `numbers_frame`, to be shown."""
+    rows = []
+    for claim in claims:
+        for number in claim.paper:
+            reference = format_number(number.value, number.decimals, number.unit)
+            ours = format_number(claim.measured[number.name], number.decimals)
+            source = f"<small>{escape(number.provenance)}</small>"
+            rows.append((claim.id, escape(number.name), reference, source, ours, badge(claim.verdict)))
+    head = ("claim", "number", "reference", "reference is", "ours", "verdict")
+    return _table("numbers", f"{len(rows)} numbers", head, rows)
+
+
+def verdict_marks(claim: ClaimEvidence) -> str:
+    """What stands beside a verdict: made-up data, a rule that was changed after the measurement."""
+    marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+    if claim.rule_is_younger:
+        marks += ' <span class="mark-younger">rule changed after the measurement</span>'
+    return marks
 
 
 def tally(claims: Sequence[ClaimEvidence]) -> str:

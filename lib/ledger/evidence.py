@@ -3,29 +3,95 @@
 ``claims.json`` is what the chapter itself knows at its end (`lib.chapter.record` writes it); the runner adds
 the parameters and saves ``evidence.json`` as the very last thing, whole or not at all. A run without that
 file is not finished, whatever else lies in its folder.
+
+Beside the verdicts stand the raw measurements, so that `ChapterRecord.judged_by` can judge a run again by
+today's ledger without executing anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
-from lib.files import write_atomically
+from lib.files import syntax_digest, write_atomically
 from lib.ledger.provenance import Provenance
 from lib.ledger.rules import Schema
-from lib.ledger.schema import Claim, Interpretation, PaperNumber, ScaleName
+from lib.ledger.schema import Arithmetic, Claim, Interpretation, Ledger, PaperNumber, ScaleName
 from lib.ledger.schema import Provenance as NumberProvenance
-from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName
+from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
+
+
+class Measurement(Schema):
+    """What a cell handed over for one claim, before any rule: all that judging it again takes.
+
+    `measured` is empty where the run does not test the claim, and `reason` says why. `rule` is the identity
+    of the rule that was in force when it was measured.
+    """
+
+    claim: str
+    measured: dict[str, dict[str, tuple[FiniteFloat, ...]]] | dict[str, FiniteFloat] = Field(
+        default_factory=dict
+    )
+    tested: bool
+    reason: str = ""
+    protocol: str = ""
+    synthetic: bool | None = None
+    anchor: str
+    rule: str
+
+    def judged_by(self, ledger: Ledger, scale: str) -> ClaimEvidence:
+        """The claim's evidence by `ledger`; ValueError where this does not fit what the ledger asks for."""
+        claim = ledger[self.claim]
+        if self.tested:
+            verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic)
+        else:
+            verdict = not_tested(claim, scale, self.reason)
+        younger = self.tested and self.rule != rule_identity(claim)
+        protocol = self.protocol or claim.protocol
+        return ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
+
+
+@cache
+def _judging() -> str:
+    """Identity of the code that judges."""
+    here = Path(__file__).parent
+    names = ("rules.py", "intervals.py", "verdicts.py")
+    return "".join(syntax_digest((here / name).read_text(encoding="utf-8")) for name in names)
+
+
+def rule_identity(claim: Claim) -> str:
+    """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
+    decisive = {"kind", "rule", "paper", "interpretations"}
+    content = claim.model_dump_json(include=decisive)
+    return hashlib.sha256(f"{content} {_judging()}".encode()).hexdigest()[:16]
+
+
+def own_part(claim: Claim, measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a whole table of results, what `claim` needs."""
+    if isinstance(claim, Arithmetic):
+        asked = {number.name for number in claim.paper}
+        return {name: value for name, value in measured.items() if name in asked}
+    needed = claim.arms()
+    if not all(isinstance(arms, Mapping) for arms in measured.values()):
+        return measured
+    return {
+        metric: {arm: values for arm, values in by_arm.items() if arm in needed[metric]}
+        for metric, by_arm in measured.items()
+        if metric in needed
+    }
 
 
 class ClaimEvidence(Schema):
     """One claim of a chapter, what was measured, and what became of it.
 
     `provenance_of_paper_number` is the least certain one among the numbers that the claim was judged against;
-    `anchor` is the label of the place in the chapter where the measurement is made.
+    `anchor` is the label of the place in the chapter where the measurement is made. `rule_is_younger` says
+    that the rule, or a number that it uses, was changed after the measurement.
     """
 
     id: str
@@ -48,9 +114,12 @@ class ClaimEvidence(Schema):
     caveat: str
     interpretations: tuple[Interpretation, ...]
     anchor: str
+    rule_is_younger: bool = False
 
     @classmethod
-    def of(cls, claim: Claim, verdict: Verdict, protocol: str, anchor: str) -> Self:
+    def of(
+        cls, claim: Claim, verdict: Verdict, protocol: str, anchor: str, *, rule_is_younger: bool = False
+    ) -> Self:
         """A claim of the ledger with its verdict."""
         shared = {name: getattr(claim, name) for name in ("statement", "source", "kind", "paper", "see")}
         shared |= {name: getattr(claim, name) for name in ("replicate", "caveat", "interpretations")}
@@ -60,6 +129,7 @@ class ClaimEvidence(Schema):
             provenance_of_paper_number=claim.provenance,
             protocol=protocol,
             anchor=anchor,
+            rule_is_younger=rule_is_younger,
         )
 
 
@@ -86,6 +156,7 @@ class ChapterRecord(Schema):
     chapter: str
     scale: ScaleName
     claims: tuple[ClaimEvidence, ...]
+    measurements: tuple[Measurement, ...]
     data: tuple[DataUsed, ...]
     artifacts: tuple[Artifact, ...]
     provenance: Provenance
@@ -99,6 +170,21 @@ class ChapterRecord(Schema):
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             raise ValueError(f"{Path(path).name}: {field or 'the file'}: {first['msg']}") from None
+
+    def judged_by(self, ledger: Ledger) -> Self:
+        """The same measurements under today's ledger: claims, rules and words may have changed since.
+
+        Raises
+        ------
+        ValueError
+            They do not fit: a rule asks for what was not measured, or a claim was added or removed.
+        """
+        asked, there = ([c.id for c in ledger.claims], [m.claim for m in self.measurements])
+        if missing := [claim for claim in asked if claim not in there]:
+            raise ValueError(f"{', '.join(missing)}: not in this run's measurements")
+        by_claim = {measurement.claim: measurement for measurement in self.measurements}
+        claims = tuple(by_claim[claim].judged_by(ledger, self.scale) for claim in asked)
+        return self.model_copy(update={"claims": claims})
 
     def save(self, path: Path | str) -> None:
         """Write, whole or not at all."""

@@ -8,7 +8,6 @@ verdicts less than once in twenty, are in `lib.ledger.intervals` and on the book
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +23,7 @@ from lib.ledger.intervals import (
 )
 from lib.ledger.rules import Schema, Term
 from lib.ledger.schema import Arithmetic, Claim, Measurement
-from lib.ledger.wording import badge, listed
+from lib.ledger.wording import listed
 
 VerdictName = Literal[
     "exact", "reproduced", "holds", "inconclusive", "contradicted", "consistent", "not tested"
@@ -74,9 +73,6 @@ class Verdict(Schema):
     synthetic: bool = False
     scope: str = ""
     command: str = ""
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self.id)}: {badge(self.verdict)} {escape(self.reason)}</p>"
 
 
 def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool | None = None) -> Verdict:
