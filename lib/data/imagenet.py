@@ -7,7 +7,6 @@ name that PROFIT's authors use). Any folder laid out like that will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lib.data.dataset import DataUnavailable
 from lib.data.preprocessing import IMAGENET, Preprocessing
+from lib.listing import first_few
 
 ENDINGS = (".jpeg", ".jpg", ".png")
 VALIDATION = ("val", "val_pt")
@@ -172,7 +172,8 @@ class ImageFolders:
         """
         train, test = (ImageFolder.of(path, self.preprocessing) for path in self.folders(data_dir))
         if different := sorted(set(train.classes) ^ set(test.classes)):
-            raise DataUnavailable(f"{self.name}: {few(different)} are in one of train and validation only")
+            names = first_few(different)
+            raise DataUnavailable(f"{self.name}: {names} are in one of train and validation only")
         return {"train": train, "test": test}
 
     def files(self, data_dir: str | Path) -> list[Path]:
@@ -185,11 +186,6 @@ class ImageFolders:
                 path.write_text(names, encoding="utf-8")
             written.append(path)
         return written
-
-
-def few(names: Sequence[str]) -> str:
-    """The first three names and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 IMAGENET_2012 = ImageFolders(

@@ -6,6 +6,8 @@ from html import escape
 
 import numpy as np
 
+from lib.listing import first_few
+
 
 def badge(verdict: str) -> str:
     """A verdict as a word that the book's style sheet turns into a badge."""
@@ -14,8 +16,7 @@ def badge(verdict: str) -> str:
 
 def listed(text: str, items: list[str], shown: int = 3) -> str:
     """``text: a; b; c and 4 more.``: the first items of a list, and how many are left."""
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return f"{text}: {'; '.join(items[:shown])}{more}."
+    return f"{text}: {first_few(items, shown, '; ')}."
 
 
 def format_number(value: float, decimals: int | None = None, unit: str = "") -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lib.listing import first_few
+
 #: What an authors' key holds: the name of our parameter, and how to cut it out of that parameter.
 Slot = tuple[str, Callable[[Tensor], Tensor]]
 
@@ -52,7 +54,7 @@ def read_state(source: str | os.PathLike | Mapping) -> dict[str, Tensor]:
     state = {str(key).removeprefix("model."): value for key, value in source.items()}
     strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strangers:
-        raise ValueError(f"the checkpoint holds no state dict: {_few(strangers)} are no tensors")
+        raise ValueError(f"the checkpoint holds no state dict: {first_few(strangers)} are no tensors")
     return state
 
 
@@ -66,7 +68,7 @@ def require(state: Mapping[str, Tensor], keys: list[str], model: str) -> None:
     """
     missing = [key for key in keys if key not in state]
     if missing:
-        raise ValueError(f"this is no {model} checkpoint of the authors: missing {_few(missing)}")
+        raise ValueError(f"this is no {model} checkpoint of the authors: missing {first_few(missing)}")
 
 
 def count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -101,10 +103,9 @@ def load_authors(
     missing = [key for key in layout if key not in state]
     unexpected = [key for key in state if key not in layout]
     if missing or unexpected:
-        parts = [f"missing {_few(missing)}"] * bool(missing) + [f"unexpected {_few(unexpected)}"] * bool(
-            unexpected
-        )
-        raise ValueError(f"this is no {model} checkpoint of the authors: {'; '.join(parts)}")
+        found = {"missing": missing, "unexpected": unexpected}
+        parts = "; ".join(f"{what} {first_few(keys)}" for what, keys in found.items() if keys)
+        raise ValueError(f"this is no {model} checkpoint of the authors: {parts}")
     dtypes = {value.dtype for value in state.values()}
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
         raise ValueError(f"the weights must share one floating dtype, got {sorted(map(str, dtypes))}")
@@ -142,10 +143,6 @@ def linear(theirs: str, ours: str) -> dict[str, Slot]:
 def rows_of_linear(theirs: str, ours: str, rows: slice) -> dict[str, Slot]:
     """Weight and bias of a layer that is a block of rows of one of our fused layers."""
     return {f"{theirs}.{leaf}": part(f"{ours}.{leaf}", rows) for leaf in ("weight", "bias")}
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def cloze_block_layout(theirs: str, ours: str) -> dict[str, Slot]:
