@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.quantization.quantizer import Grid, Quantizer, fake_quantize, straight_through
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import fake_quantize, straight_through
 
 
 class DoReFaWeight(Quantizer):

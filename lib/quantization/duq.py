@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import Grid, Quantizer, checked_bits, fake_quantize
+from lib.quantization.bits import checked_bits
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import fake_quantize
 from lib.quantization.uniform import Uniform
 
 HSWISH_MINIMUM = -0.375
@@ -149,7 +151,7 @@ class _AuthorsLayer:
 
     @bits.setter
     def bits(self, value: int | None) -> None:
-        self._bits = checked_bits(self, value, 2)
+        self._bits = checked_bits(value, 2, name=f"{type(self).__name__}: bits", optional=True)
 
     def initialise(self, weight: Tensor | None = None) -> None:
         """Set both ranges to 0.9 max|w|."""

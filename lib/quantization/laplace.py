@@ -13,7 +13,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from lib.quantization.quantizer import EPSILON, Grid, Quantizer, fake_quantize
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import EPSILON, fake_quantize
 
 GRIDS = ("mid-tread", "mid-rise")
 

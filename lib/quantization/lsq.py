@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import Grid, Quantizer, fake_quantize, positive, scaled_gradient
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import fake_quantize, positive, scaled_gradient
 
 
 class LSQ(Quantizer):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lib.quantization.bits import checked_bits
 from lib.quantization.integer import Accumulated, gemm_i16
 
 
@@ -43,8 +44,7 @@ def split_outliers(weight: Tensor, *, bits: int = 7) -> OutlierSplit:
     """
     if weight.dtype != torch.int8 or weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"expected an int8 matrix, got {weight.dtype} of shape {tuple(weight.shape)}")
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits must be in 1..8, got {bits}")
+    checked_bits(bits)
     limit = 2 ** (bits - 1)
     outlier = (weight < -limit) | (weight > limit - 1)
     row, column = outlier.nonzero(as_tuple=True)

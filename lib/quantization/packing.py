@@ -20,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.quantization.bits import checked_bits
+
 PLANES = 8
 """Codes that share their bytes."""
 
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `count` codes of `bits` bits take: ``bits * ceil(count / 8)``."""
-    _check_bits(bits)
+    checked_bits(bits)
     if count < 0:
         raise ValueError(f"a number of codes cannot be negative, got {count}")
     return bits * -(-count // PLANES)
@@ -51,7 +53,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     ValueError
         Not uint8, a code that needs more bits, or ``bits`` out of range.
     """
-    _check_bits(bits)
+    checked_bits(bits)
     if codes.dtype != torch.uint8:
         raise ValueError(f"codes are uint8, got {codes.dtype}")
     if codes.numel() and int(codes.max()) >> bits:
@@ -84,7 +86,7 @@ def unpack(packed: Tensor, count: int) -> Tensor:
             f"{count} codes are packed as uint8 of shape (bits, {width}), "
             f"got {packed.dtype} {tuple(packed.shape)}"
         )
-    _check_bits(packed.shape[0])
+    checked_bits(packed.shape[0])
     planes = torch.empty(PLANES, width, dtype=torch.uint8, device=packed.device)
     return split_planes(packed, planes).view(-1)[:count]
 
@@ -160,8 +162,3 @@ def split_planes(packed: Tensor, out: Tensor) -> Tensor:
         torch.bitwise_right_shift(codes, filled, out=target[half:])
         codes = target
     return out
-
-
-def _check_bits(bits: int) -> None:
-    if isinstance(bits, bool) or bits not in range(1, 9):
-        raise ValueError(f"bits must be in 1..8, got {bits!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import EPSILON, Grid, Quantizer, fake_quantize
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import EPSILON, fake_quantize
 
 
 class PACT(Quantizer):

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import (
-    EPSILON,
-    Grid,
-    Quantizer,
-    fake_quantize,
-    positive,
-    straight_through,
-)
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import EPSILON, fake_quantize, positive, straight_through
 
 
 class QIL(Quantizer):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.quantization.integer import _check_bits, _check_values
+from lib.quantization.bits import checked_bits
+from lib.quantization.quantizer import check_data
 
 STEP = 1e-5  # of the quantiles that the approximate search moves at a time
 
@@ -32,7 +33,7 @@ class Histogram:
 
         ValueError for NaN or infinity, an empty tensor, fewer than 2 bins, or nothing but zeros.
         """
-        _check_values(x)
+        check_data(x, "Histogram")
         if bins < 2:
             raise ValueError(f"a histogram needs at least 2 bins, got {bins}")
         low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
@@ -58,7 +59,7 @@ def squared_error(histogram: Histogram, first: Tensor, last: Tensor, *, bits: in
 
     Cost O(ranges × bins) in time and memory.
     """
-    _check_bits(bits)
+    checked_bits(bits, 2)
     steps, width = 2**bits, histogram.width
     step = (width * (last - first + 1).double() / steps)[:, None]
     begin = width * (torch.arange(len(histogram.counts)) - first[:, None]).double()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.quantization.quantizer import EPSILON, Grid, Quantizer, fake_quantize
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import EPSILON, fake_quantize
 
 SHARES = torch.logspace(-2, 0, 17)
 """Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best."""

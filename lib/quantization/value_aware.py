@@ -32,7 +32,8 @@ from torch import Tensor
 
 from lib.quantization.largest import dense_stride, in_memory_order, large_count, split
 from lib.quantization.packing import PLANES, merge_planes, split_planes
-from lib.quantization.quantizer import Grid, Quantizer, straight_through
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.rounding import straight_through
 
 GridName = Literal["unsigned", "relu", "signed"]
 

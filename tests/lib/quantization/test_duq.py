@@ -15,7 +15,7 @@ from lib.quantization.duq import (
     set_ranges,
 )
 from lib.quantization.lsq import LSQ
-from lib.quantization.quantizer import fake_quantize
+from lib.quantization.rounding import fake_quantize
 
 
 def random(*shape, seed=0, dtype=torch.float32):

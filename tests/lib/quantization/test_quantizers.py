@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.quantization import quantizer as core
+from lib.quantization import rounding as core
 from lib.quantization.dorefa import DoReFaActivation, DoReFaWeight
 from lib.quantization.duq import DuQ
 from lib.quantization.laplace import Laplace, laplace_error, laplace_step
 from lib.quantization.lsq import LSQ, LSQPlus
 from lib.quantization.pact import PACT
 from lib.quantization.qil import QIL
-from lib.quantization.quantizer import Quantizer, fake_quantize
+from lib.quantization.quantizer import Quantizer
+from lib.quantization.rounding import fake_quantize
 from lib.quantization.uniform import Uniform
 
 #: Quantisers whose levels are on the scale of their input, with a grid that does not follow each tensor.
