@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lib.listing import first_few
+from lib.models.authors import Source, read_state_dict, require_keys
 
 #: What an authors' key holds: the name of our parameter, and how to cut it out of that parameter.
 Slot = tuple[str, Callable[[Tensor], Tensor]]
@@ -18,44 +16,14 @@ Slot = tuple[str, Callable[[Tensor], Tensor]]
 BLOCK = "body.transformer_blocks.{}"
 
 
-def read_state(source: str | os.PathLike | Mapping) -> dict[str, Tensor]:
+def read_state(source: Source) -> dict[str, Tensor]:
     """The authors' state dict from a file or from what such a file holds.
 
     Accepts the whole checkpoint (``model_state_dict`` or ``state_dict`` inside) or the bare dict, and strips
-    a leading ``model.`` from keys, as the authors' own loader does. Files are read with
-    ``weights_only=True``.
-
-    Parameters
-    ----------
-    source
-        Path of a ``.pth`` file, or a mapping.
-
-    Returns
-    -------
-    dict from key to tensor, on the CPU when read from a file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the path does not exist.
-    ValueError
-        If there is no mapping of names to tensors in it.
+    a leading ``model.`` from keys, as the authors' own loader does; errors as
+    `lib.models.authors.read_state_dict`.
     """
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {path}")
-        source = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("model_state_dict", "state_dict"):
-        if isinstance(source, Mapping) and wrapper in source:
-            source = source[wrapper]
-    if not isinstance(source, Mapping) or not source:
-        raise ValueError("the checkpoint holds no state dict")
-    state = {str(key).removeprefix("model."): value for key, value in source.items()}
-    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ValueError(f"the checkpoint holds no state dict: {first_few(strangers)} are no tensors")
-    return state
+    return read_state_dict(source, wrappers=("model_state_dict", "state_dict"), prefix="model.")
 
 
 def require(state: Mapping[str, Tensor], keys: list[str], model: str) -> None:
@@ -66,9 +34,7 @@ def require(state: Mapping[str, Tensor], keys: list[str], model: str) -> None:
     ValueError
         Names the first missing keys.
     """
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise ValueError(f"this is no {model} checkpoint of the authors: missing {first_few(missing)}")
+    require_keys(state, keys, f"{model} checkpoint of the authors")
 
 
 def count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -100,12 +66,7 @@ def load_authors(
     ValueError
         Names the first missing, unexpected or wrongly shaped keys.
     """
-    missing = [key for key in layout if key not in state]
-    unexpected = [key for key in state if key not in layout]
-    if missing or unexpected:
-        found = {"missing": missing, "unexpected": unexpected}
-        parts = "; ".join(f"{what} {first_few(keys)}" for what, keys in found.items() if keys)
-        raise ValueError(f"this is no {model} checkpoint of the authors: {parts}")
+    require_keys(state, layout, f"{model} checkpoint of the authors", only=True)
     dtypes = {value.dtype for value in state.values()}
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
         raise ValueError(f"the weights must share one floating dtype, got {sorted(map(str, dtypes))}")

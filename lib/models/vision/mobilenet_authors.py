@@ -15,7 +15,6 @@ without moving the numbers of the layers around them.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Self
@@ -23,6 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from lib.models.authors import Source, contents, read_state_dict, require_fit
 from lib.models.vision.mobilenet import (
     V2_STAGES,
     V3_LARGE_BLOCKS,
@@ -87,7 +87,7 @@ class AuthorsNetwork(nn.Module):
     @classmethod
     def from_authors(
         cls,
-        source: str | os.PathLike | Mapping[str, Tensor],
+        source: Source,
         *,
         weight_bits: int | None = None,
         activation_bits: int | None = None,
@@ -109,12 +109,13 @@ class AuthorsNetwork(nn.Module):
         FileNotFoundError
             There is no such file.
         ValueError
-            Names the first missing, unexpected or wrongly shaped keys; or ranges were never set.
+            It is no file of tensors; names the first missing, unexpected or wrongly shaped keys; or ranges
+            were never set.
         """
         state = read_authors(source, average=average)
         with torch.device("meta"):  # first weights that nobody needs are not drawn
-            network = cls(num_classes=len(state.get(f"{cls.last_layer}.bias", [0])))
-        check_keys(network, state, cls.__name__)
+            network = cls(num_classes=state.get(f"{cls.last_layer}.bias", torch.empty(1)).numel())
+        require_fit(state, network, f"{cls.__name__} checkpoint of PROFIT's authors")
         network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
         network.set_bits(weights=weight_bits, activations=activation_bits)
         network.check_ranges()
@@ -316,41 +317,15 @@ class QuantizedMobileNetV3Large(AuthorsNetwork):
         return self.classifier(self.features(images).mean(dim=(2, 3)))
 
 
-def read_authors(
-    source: str | os.PathLike | Mapping[str, Tensor], *, average: bool = False
-) -> dict[str, Tensor]:
+def read_authors(source: Source, *, average: bool = False) -> dict[str, Tensor]:
     """The state dict of an authors' file or of what is in one, without ``module.`` before its keys.
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It holds no state dict, or no moving average where one is asked for.
+    FileNotFoundError, ValueError
+        As `lib.models.authors.read_state_dict`; or there is no moving average where one is asked for.
     """
-    if isinstance(source, str | os.PathLike):
-        if not os.path.isfile(source):
-            raise FileNotFoundError(f"no checkpoint at {source}")
-        source = torch.load(source, map_location="cpu", weights_only=True)
-    part = "model_ema" if average else "model"
-    if part in source:
-        source = source[part]
-    elif average:
+    found, part = contents(source), "model_ema" if average else "model"
+    if average and not (isinstance(found, Mapping) and part in found):
         raise ValueError("there is no moving average (model_ema) in this checkpoint")
-    state = {str(key).removeprefix("module."): value for key, value in source.items()}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("the checkpoint holds no state dict")
-    return state
-
-
-def check_keys(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """ValueError that names the first missing, unexpected or wrongly shaped keys of a state dict."""
-    own = network.state_dict()
-    problems = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
-    }
-    found = [f"{what} {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"this is no {name} checkpoint of PROFIT's authors: {'; '.join(found)}")
+    return read_state_dict(found, wrappers=(part,), prefix="module.")

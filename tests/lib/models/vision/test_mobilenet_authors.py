@@ -13,7 +13,7 @@ from torch import nn
 
 from lib.data import weights
 from lib.data.dataset import DataUnavailable
-from lib.models.vision.mobilenet import MobileNetV2
+from lib.models.vision.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3Large
 from lib.models.vision.mobilenet_authors import QuantizedMobileNetV2, QuantizedMobileNetV3Large
 
 # sha256 of "key [shape]" lines in the state dict's order, and the number of keys, from the authors' program
@@ -253,12 +253,15 @@ def test_files_as_published_are_read_and_others_refused(tmp_path):
         QuantizedMobileNetV2.from_authors({"epoch": 3})
     del state["features.0.0.weight"]
     state["features.99.weight"] = torch.ones(1)
-    with pytest.raises(ValueError, match=r"missing features.0.0.weight .*unexpected features.99.weight"):
+    with pytest.raises(ValueError, match=r"missing features.0.0.weight; unexpected features.99.weight$"):
         QuantizedMobileNetV2.from_authors(state)
     with pytest.raises(
         ValueError, match="no QuantizedMobileNetV3Large checkpoint of PROFIT's authors: missing"
     ):
         QuantizedMobileNetV3Large.from_authors(average)
+    average["features.0.0.weight"] = torch.ones(32, 3, 5, 5)
+    with pytest.raises(ValueError, match=r"0.0.weight must be \(32, 3, 3, 3\), got \(32, 3, 5, 5\)$"):
+        QuantizedMobileNetV2.from_authors(average)
 
 
 def test_ranges_that_were_never_set_are_refused_at_a_finite_width():
@@ -267,6 +270,50 @@ def test_ranges_that_were_never_set_are_refused_at_a_finite_width():
     QuantizedMobileNetV2.from_authors(state)  # in full precision nobody looks at them
     with pytest.raises(ValueError, match=r"ranges of features.1.conv.1 were never set"):
         QuantizedMobileNetV2.from_authors(state, weight_bits=4, activation_bits=4)
+
+
+def assert_variance(weight, expected, fourth):
+    """Within five standard errors of the expected variance, whose own is (fourth − 1) / n of its square.
+
+    `fourth` is the fourth moment in units of the squared variance: 3 of a normal distribution, 9/5 of a
+    uniform one.
+    """
+    ratio = (weight.double().square().mean() / expected).item()
+    assert abs(ratio - 1) < 5 * ((fourth - 1) / weight.numel()) ** 0.5, ratio
+
+
+@pytest.mark.parametrize("build", [*KEYS, MobileNetV1, MobileNetV2, MobileNetV3Large])
+def test_first_weights_of_convolutions_are_normal_by_fan_out(build):
+    """He's variance, 2 over outputs × kernel; with inputs for outputs nearly all layers differ."""
+    torch.manual_seed(0)
+    convs = [module for module in build().modules() if isinstance(module, nn.Conv2d)]
+    for conv in convs:
+        assert_variance(conv.weight, 2 / conv.weight[:, 0].numel(), fourth=3)
+    assert sum(conv.weight.shape[0] != conv.weight.shape[1] for conv in convs) > len(convs) / 2
+    with pytest.raises(AssertionError):
+        for conv in convs:
+            assert_variance(conv.weight, 2 / conv.weight[0].numel(), fourth=3)
+
+
+@pytest.mark.parametrize("build", [QuantizedMobileNetV2, MobileNetV1, MobileNetV2, MobileNetV3Large])
+def test_first_weights_of_linear_layers_are_small(build):
+    torch.manual_seed(0)
+    for linear in (module for module in build().modules() if isinstance(module, nn.Linear)):
+        assert_variance(linear.weight, 1e-4, fourth=3)
+        assert not linear.bias.any()
+
+
+def test_first_weights_of_the_authors_v3_are_uniform_by_outputs():
+    """Variance 1 over outputs, in the classifier and in squeeze-and-excite."""
+    torch.manual_seed(0)
+    layers = [module for module in QuantizedMobileNetV3Large().modules() if isinstance(module, nn.Linear)]
+    for linear in layers:
+        assert linear.in_features != linear.out_features
+        assert_variance(linear.weight, 1 / linear.out_features, fourth=9 / 5)
+        assert linear.weight.abs().max() <= (3 / linear.out_features) ** 0.5
+        assert not linear.bias.any()
+    with pytest.raises(AssertionError):
+        assert_variance(layers[-1].weight, 1 / layers[-1].in_features, fourth=9 / 5)
 
 
 @pytest.mark.parametrize("build", KEYS)
