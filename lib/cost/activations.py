@@ -1,12 +1,8 @@
-"""Activations of a network: how many live at once, and which a training step stores.
+"""Activations of a network: which operator reads and writes which, and how many live at once in inference.
 
 The model runs once on the meta device while every operator of torch is watched. Tensors are told apart by
-their storage, so views (a flattened, a transposed tensor) are no tensors of their own.
-
-* `live_activations`: the most elements that must exist at the same time during inference.
-* `stored_inputs`, `saved_tensors`, `stored_by_unit`: two answers to which activations a
-  training step keeps for its backward pass (Park, Yoo and Vajda, "Value-aware Quantization", ECCV 2018; the
-  convention of the paper is not published).
+their storage, so views (a flattened, a transposed tensor) are no tensors of their own. What a *training* step
+keeps is in `lib.cost.stored_activations`.
 """
 
 from __future__ import annotations
@@ -23,11 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from lib.cost.operations import CONVOLUTIONS, TRANSPOSED, prepare, run
+from lib.cost.operations import prepare, run
 
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-#: Layers whose input a training step has to keep (max-pooling: or its index).
-STORING = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *MAX_POOLS)
 NORMALISATION = (
     "native_batch_norm",
     "batch_norm",
@@ -94,10 +87,10 @@ def trace(
     Parameters and errors as `lib.cost.operations.count_operations`.
     """
     runner, arguments = prepare(model, input_shape, inputs, device)
-    stored = _Storages(runner)
+    stored = Storages(runner)
     made = Trace()
     made.inputs = stored.numbers_of(arguments, made.elements)
-    layers = _layer_stack(runner)
+    layers = layer_stack(runner)
     with _Watch(made, stored, layers):
         result = run(runner, arguments, method)
     made.outputs = stored.numbers_of(result, made.elements)
@@ -151,176 +144,7 @@ def live_activations(
     return pd.DataFrame(rows, columns=["operator", "layer", "output_shape", "live"])
 
 
-def stored_inputs(
-    model: nn.Module,
-    input_shape: Sequence[int] | None = None,
-    *,
-    inputs: Any = None,
-    kinds: tuple[type[nn.Module], ...] = STORING,
-) -> pd.DataFrame:
-    """The distinct tensors that are inputs of convolutions, linear layers or max-pooling, in training mode.
-
-    What a training step must keep if batch normalisation, ReLU and pooling by averages recompute what they
-    need from their outputs ("H2" of our account of value-aware quantization). A tensor that feeds several
-    layers counts once; what a ReLU makes in place of its input is one tensor with it.
-
-    Parameters
-    ----------
-    model, input_shape, inputs
-        As `lib.cost.operations.count_operations`; on the meta device.
-    kinds
-        The layers whose inputs count.
-
-    Returns
-    -------
-    DataFrame in order of first use: ``layer`` (the first that reads it), ``readers`` (how many),
-    ``shape``, ``elements``, ``is_input`` (an input of the model: the image, which is never quantized).
-    """
-    runner, arguments = prepare(model, input_shape, inputs, "meta")
-    runner.train()
-    stored = _Storages(runner)
-    elements: list[int] = []
-    own = stored.numbers_of(arguments, elements)
-    rows: dict[int, dict] = {}
-
-    def note(name: str):
-        def hook(module: nn.Module, given: tuple) -> None:
-            number = stored.number(given[0], elements)
-            row = {"layer": name, "readers": 0, "shape": tuple(given[0].shape), "elements": given[0].numel()}
-            rows.setdefault(number, row | {"is_input": number in own})["readers"] += 1
-
-        return hook
-
-    for name, module in runner.named_modules():
-        if isinstance(module, kinds):
-            module.register_forward_pre_hook(note(name))
-    run(runner, arguments)
-    return pd.DataFrame(list(rows.values()), columns=["layer", "readers", "shape", "elements", "is_input"])
-
-
-def saved_tensors(
-    model: nn.Module, input_shape: Sequence[int] | None = None, *, inputs: Any = None
-) -> pd.DataFrame:
-    """The distinct tensors that torch's automatic differentiation keeps in a training step ("H1").
-
-    Parameters and buffers of the model are left out.
-
-    Parameters
-    ----------
-    model, input_shape, inputs
-        As `lib.cost.operations.count_operations`; on the meta device.
-
-    Returns
-    -------
-    DataFrame in order of saving: ``layer``, ``shape``, ``dtype``, ``elements``, ``bytes``, ``is_input``.
-    """
-    runner, arguments = prepare(model, input_shape, inputs, "meta")
-    runner.train()
-    stored = _Storages(runner)
-    elements: list[int] = []
-    own = stored.numbers_of(arguments, elements)
-    layers = _layer_stack(runner)
-    rows: dict[int, dict] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        number = stored.number(tensor, elements)
-        if number is not None and number not in rows:
-            storage = tensor.untyped_storage().nbytes()
-            rows[number] = {
-                "layer": layers[-1][0],
-                "shape": tuple(tensor.shape),
-                "dtype": str(tensor.dtype).removeprefix("torch."),
-                "elements": storage // tensor.element_size(),
-                "bytes": storage,
-                "is_input": number in own,
-            }
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run(runner, arguments, gradients=True)
-    return pd.DataFrame(
-        list(rows.values()), columns=["layer", "shape", "dtype", "elements", "bytes", "is_input"]
-    )
-
-
-def stored_by_unit(
-    model: nn.Module,
-    ends: Sequence[str],
-    input_shape: Sequence[int] | None = None,
-    *,
-    inputs: Any = None,
-    kinds: tuple[type[nn.Module], ...] | None = STORING,
-) -> pd.DataFrame:
-    """Stored activations of a network cut into units, for placing checkpoints between them.
-
-    Parameters
-    ----------
-    model, input_shape, inputs
-        As `stored_inputs`.
-    ends
-        Names of modules in order of execution: a unit ends with the output of each.
-    kinds
-        As `stored_inputs`; ``None`` counts what automatic differentiation saves
-        (`saved_tensors`) instead.
-
-    Returns
-    -------
-    DataFrame with a row per unit: ``unit`` (its end), ``output`` (elements of its output) and ``interior``
-    (elements of the other tensors made within the unit that are stored). The model's inputs count nowhere.
-
-    Raises
-    ------
-    ValueError
-        If an end is no module of the model, does not run once, or they do not run in this order.
-    """
-    names = dict(model.named_modules())
-    unknown = [name for name in ends if name not in names]
-    if unknown or not ends:
-        raise ValueError(f"{unknown[0]!r} is no module of the model" if unknown else "give at least one end")
-    runner, arguments = prepare(model, input_shape, inputs, "meta")
-    runner.train()
-    stored = _Storages(runner)
-    elements: list[int] = []
-    own = stored.numbers_of(arguments, elements)
-    kept: dict[int, int] = {}
-    rows: list[dict] = []
-    counted: set[int] = set()
-
-    def keep(tensor: Tensor) -> Tensor:
-        number = stored.number(tensor, elements)
-        if number is not None and number not in own:
-            kept.setdefault(number, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return tensor
-
-    def read(module: nn.Module, given: tuple) -> None:
-        keep(given[0])
-
-    def end(name: str):
-        def hook(module: nn.Module, given: tuple, output: Tensor) -> None:
-            number = stored.number(output, elements)
-            inside = {n: size for n, size in kept.items() if n not in counted and n != number}
-            counted.update(inside, [number])
-            rows.append({"unit": name, "output": output.numel(), "interior": sum(inside.values())})
-
-        return hook
-
-    for name, module in runner.named_modules():
-        if kinds is not None and isinstance(module, kinds):
-            module.register_forward_pre_hook(read)
-        if name in ends:
-            module.register_forward_hook(end(name))
-    if kinds is None:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            run(runner, arguments, gradients=True)
-    else:
-        run(runner, arguments)
-    ran = [row["unit"] for row in rows]
-    if ran != list(ends):
-        raise ValueError(f"the ends run in the order {ran}, not {list(ends)}")
-    return pd.DataFrame(rows, columns=["unit", "output", "interior"])
-
-
-class _Storages:
+class Storages:
     """Numbers for the storages of activations; those of the model's own tensors have none."""
 
     def __init__(self, runner: nn.Module) -> None:
@@ -336,6 +160,7 @@ class _Storages:
             self.weights.add(tensor.untyped_storage()._cdata)
 
     def number(self, tensor: Tensor, elements: list[int]) -> int | None:
+        """Number of a tensor's storage, None for a weight; the size of a new one is added to `elements`."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.weights:
@@ -355,7 +180,7 @@ class _Storages:
 class _Watch(TorchDispatchMode):
     """Appends a step for every operator that is no mere view of an activation."""
 
-    def __init__(self, made: Trace, stored: _Storages, layers: list[tuple[str, int]]) -> None:
+    def __init__(self, made: Trace, stored: Storages, layers: list[tuple[str, int]]) -> None:
         super().__init__()
         self.made, self.stored, self.layers = made, stored, layers
 
@@ -388,7 +213,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-def _layer_stack(runner: nn.Module) -> list[tuple[str, int]]:
+def layer_stack(runner: nn.Module) -> list[tuple[str, int]]:
     """A list whose last element is, while the model runs, name and call of the innermost running module."""
     stack = [("", 0)]
     calls = count(1)

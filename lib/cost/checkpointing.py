@@ -38,7 +38,7 @@ def checkpoint_cost(outputs: Sequence[float], interiors: Sequence[float], kept: 
     ----------
     outputs, interiors
         Per unit, in order: size of its output, and of all else in it that its backward pass needs. Any unit
-        (elements, bytes); see `lib.cost.activations.stored_by_unit`.
+        (elements, bytes); see `lib.cost.stored_activations.stored_by_unit`.
     kept
         Indices of units.
 

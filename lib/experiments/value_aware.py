@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from lib.cost.activations import stored_inputs
+from lib.cost.stored_activations import stored_inputs
 from lib.data.preprocessing import Preprocessing
 from lib.models.vision.resnet import ResidualBlock
 from lib.quantization.convert import quantize

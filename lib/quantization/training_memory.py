@@ -5,7 +5,7 @@ than "the state-of-the-art method", which others say is training with recomputat
 counted, and where the checkpoints lay, we could not read. So this module computes the reduction under any of
 the conventions that we could think of (`family`), from the layers of the real networks.
 
-Elements are counted per image on the meta device (`lib.cost.activations`); the batch size cancels.
+Elements are counted per image on the meta device (`lib.cost.stored_activations`); the batch size cancels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Literal
 import pandas as pd
 from torch import nn
 
-from lib.cost.activations import MAX_POOLS, STORING, stored_by_unit
 from lib.cost.checkpointing import checkpoint_cost, checkpoint_optimum
+from lib.cost.stored_activations import MAX_POOLS, STORING, stored_by_unit
 
 Counted = Literal["saved tensors", "inputs of layers", "inputs without pooling"]
 
@@ -69,7 +69,7 @@ class Stored:
         Parameters
         ----------
         model, ends, input_shape
-            As `lib.cost.activations.stored_by_unit`; a batch of one image.
+            As `lib.cost.stored_activations.stored_by_unit`; a batch of one image.
         counted
             All that torch's automatic differentiation saves; or the distinct inputs of convolutions, linear
             layers and max-pooling; or the same without those of max-pooling.

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.quantization.largest import dense_stride, in_memory_order, large_count, split
+from lib.quantization.bits import checked_bits
+from lib.quantization.largest import Split, dense_stride, in_memory_order, large_count, split
 from lib.quantization.packing import PLANES, merge_planes, split_planes
 from lib.quantization.quantizer import Grid, Quantizer
 from lib.quantization.rounding import straight_through
@@ -173,9 +174,7 @@ def encode(
     -----
     Memory beyond the result: a few blocks, and what passes the sampled bound (a few hundredths of ``x``).
     """
-    flat = _prepared(x, bits, ratio, grid)
-    large = split(flat, ratio, signed=grid == "signed")
-    step = _step(large.top, bits, grid)
+    flat, large, step = _split_and_step(x, bits, ratio, grid)
     width = -(-flat.numel() // PLANES)
     padded = F.pad(flat, (0, missing)) if (missing := PLANES * width - flat.numel()) else flat
     planes = padded.float().view(PLANES, width)
@@ -214,9 +213,7 @@ def fake_quantize(
     value_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``encode(x, ...).decode()``, bit for bit, without the packing. Parameters as for `encode`."""
-    flat = _prepared(x, bits, ratio, grid)
-    large = split(flat, ratio, signed=grid == "signed")
-    step = _step(large.top, bits, grid)
+    flat, large, step = _split_and_step(x, bits, ratio, grid)
     out = torch.empty(flat.shape, device=x.device)
     for block, values in _blocks(flat, out):
         _to_multiples(block.float(), step, bits, grid, values, True).mul_(step)
@@ -243,8 +240,6 @@ class ValueAware(Quantizer):
     ``forward`` returns grid values *and* the large values as they are, so `levels` has only the former, which
     follow the last tensor seen; `encode` returns a `PackedTensor`. The gradient passes straight through.
     """
-
-    allowed = range(1, 9)
 
     def __init__(
         self,
@@ -299,6 +294,16 @@ class ValueAware(Quantizer):
 # --- the grid ----------------------------------------------------------------------------------------------
 
 
+def _split_and_step(x: Tensor, bits: int, ratio: float, grid: GridName) -> tuple[Tensor, Split, float]:
+    """The elements in the order of memory, the large ones among them, and the step of the others' grid."""
+    if grid not in ("unsigned", "relu", "signed"):
+        raise ValueError(f"grid must be 'unsigned', 'relu' or 'signed', got {grid!r}")
+    checked_bits(bits, 2 if grid == "signed" else 1, name=f"bits of the grid {grid!r}")
+    flat = in_memory_order(x)
+    large = split(flat, ratio, signed=grid == "signed")
+    return flat, large, _step(large.top, bits, grid)
+
+
 def _limits(bits: int, grid: GridName) -> tuple[int, int]:
     """Smallest and largest multiple of the step."""
     if grid == "signed":
@@ -323,16 +328,6 @@ def _to_multiples(x: Tensor, step: float, bits: int, grid: GridName, out: Tensor
 
 
 # --- memory ------------------------------------------------------------------------------------------------
-
-
-def _prepared(x: Tensor, bits: int, ratio: float, grid: GridName) -> Tensor:
-    if grid not in ("unsigned", "relu", "signed"):
-        raise ValueError(f"grid must be 'unsigned', 'relu' or 'signed', got {grid!r}")
-    lowest = 2 if grid == "signed" else 1
-    if isinstance(bits, bool) or bits not in range(lowest, 9):
-        raise ValueError(f"bits of the grid {grid!r} must be in {lowest}..8, got {bits!r}")
-    large_count(1, ratio)
-    return in_memory_order(x)
 
 
 def _width(tensor: Tensor) -> int:

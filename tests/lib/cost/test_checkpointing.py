@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.cost.activations import stored_by_unit
 from lib.cost.checkpointing import checkpoint_cost, checkpoint_optimum
+from lib.cost.stored_activations import stored_by_unit
 from lib.models.vision.inception import InceptionV3
 from lib.models.vision.resnet import resnet
 

@@ -434,8 +434,8 @@ def test_the_module_trains_and_its_bits_can_be_annealed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 0}, "bits must be in 1..8, got 0"),
-        ({"bits": 9}, "bits must be in 1..8, got 9"),
+        ({"bits": 0}, "bits must be in 1..8 or None, got 0"),
+        ({"bits": 9}, "bits must be in 1..8 or None, got 9"),
         ({"bn_bits": 1}, "bn_bits must be in 2..8, got 1"),
         ({"bn_bits": None}, "bn_bits must be in 2..8, got None"),
         ({"ratio": 1.1}, "ratio is the share"),
