@@ -5,43 +5,31 @@ Details by their code (github.com/SungMinCho/MEANTIME, commit a9ca2e7; no licenc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lib.models.recommenders.attention import (
+from lib.inspection import hooked
+from lib.models.authors import Source
+from lib.models.recommenders.cloze import ClozeHead, ClozeModel
+from lib.models.recommenders.dot_product_attention import (
     attend,
     attention_weights,
     merge_heads,
     padding_bias,
     split_heads,
 )
-from lib.models.recommenders.authors import (
-    BLOCK,
-    Slot,
-    authors_sizes,
-    cloze_block_layout,
-    cloze_head_layout,
-    cloze_head_options,
-    linear,
-    load_authors,
-    pop_tied_table,
-    projections_layout,
-    read_state,
-    require,
-    whole,
-)
-from lib.models.recommenders.cloze import ClozeModel
 from lib.models.recommenders.dropout import Dropout
-from lib.models.recommenders.parts import (
-    ClozeHead,
+from lib.models.recommenders.meantime_checkpoints import load_authors, read_state
+from lib.models.recommenders.meantime_layouts import bert4rec_layout, bert4rec_sizes, pop_tied_table
+from lib.models.recommenders.sequential_parts import (
     FeedForward,
     check_heads,
     check_range,
     check_sizes,
     check_tokens,
     initialise,
+    last_rows,
     take_rows,
 )
 
@@ -59,11 +47,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, T, H) and an additive mask to (B, T, H), or to (n, H) for n ``rows``."""
-        query, key, value = (
-            split_heads(part, self.num_heads) for part in self.projections(x).chunk(3, dim=-1)
-        )
-        mixed = attend(query, key, value, bias, self.dropout)
-        return self.output(take_rows(merge_heads(mixed), rows))
+        query, key, value = self._projections(x)  # (B, h, T, d) each
+        mixed = attend(query, key, value, bias, self.dropout)  # (B, h, T, d)
+        return self.output(take_rows(merge_heads(mixed), rows))  # (B, T, H), or (n, H)
+
+    def weights(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The attention probabilities (B, h, T, T), before dropout."""
+        query, key, _ = self._projections(x)
+        return attention_weights(query, key, bias)
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(split_heads(part, self.num_heads) for part in self.projections(x).chunk(3, dim=-1))
 
 
 class BertBlock(nn.Module):
@@ -100,7 +94,7 @@ class BERT4Rec(ClozeModel):
     dropout
         In [0, 1).
     head, head_layer_norm
-        See `lib.models.recommenders.parts.ClozeHead`.
+        See `lib.models.recommenders.cloze.ClozeHead`.
     init_std
         Standard deviation of all weights and tables at the start.
 
@@ -136,26 +130,42 @@ class BERT4Rec(ClozeModel):
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Attention probabilities (B, h, T, T) of every block."""
-        x, bias = self._inputs(batch)
-        weights = []
-        for block in self.blocks:
-            query, key, _ = block.attention.projections(x).chunk(3, dim=-1)
-            query, key = (split_heads(part, block.attention.num_heads) for part in (query, key))
-            weights.append(attention_weights(query, key, bias))
-            x = block(x, bias)
-        return weights
+    def forward(
+        self, batch: Mapping[str, Tensor], rows: Tensor | None = None, candidates: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the items 0…V, as `lib.models.recommenders.meantime.Meantime.forward` gives them.
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        tokens = batch["tokens"]
+        ``batch`` has ``tokens`` (B, T), int64, 0…V+1, left-padded with 0.
+
+        Raises
+        ------
+        ValueError
+            For T > ``max_length`` or a token out of the table.
+        """
+        tokens = batch["tokens"]  # (B, T)
         check_tokens(tokens, max_length=self.max_length)
         check_range("tokens", tokens, self.num_items + 2)
-        x = self.dropout(self.norm(self.items(tokens) + self.positions.weight[-tokens.shape[1] :]))
-        return x, padding_bias(tokens, x.dtype)
+        positions = self.positions.weight[-tokens.shape[1] :]  # (T, H)
+        x = self.dropout(self.norm(self.items(tokens) + positions))  # (B, T, H)
+        bias = padding_bias(tokens, x.dtype)  # (B, 1, 1, T)
+        for block in self.blocks[:-1]:
+            x = block(x, bias)  # (B, T, H)
+        x = self.blocks[-1](x, bias, rows)  # (B, T, H), or (n, H)
+        return self.head(x, self.items.weight, candidates)  # (B, T, V+1), (n, V+1) or (n, C)
+
+    def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Attention probabilities (B, h, T, T) of every block."""
+        weights = []
+
+        def keep(attention: SelfAttention, inputs: tuple) -> None:
+            weights.append(attention.weights(*inputs[:2]))
+
+        with hooked((block.attention, "input", keep) for block in self.blocks):
+            self(batch, last_rows(batch["tokens"]))
+        return weights
 
     @classmethod
-    def from_authors(cls, source: str | os.PathLike | Mapping[str, Tensor], **config) -> BERT4Rec:
+    def from_authors(cls, source: Source, **config) -> BERT4Rec:
         """The model of a checkpoint that the MEANTIME authors' program wrote, in evaluation mode.
 
         Parameters
@@ -171,21 +181,10 @@ class BERT4Rec(ClozeModel):
             If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
         """
         state = read_state(source)
-        require(state, ["token_embedding.emb.weight", "positional_embedding.emb.weight"], "BERT4Rec")
+        sizes = bert4rec_sizes(state)
         pop_tied_table(state)
-        model = cls(**authors_sizes(state), **cloze_head_options(state), **config)
-        load_authors(model, model._authors_layout(), state, "BERT4Rec")
+        model = cls(**sizes, **config)
+        load_authors(model, model.authors_layout(), state, "BERT4Rec")
         return model.eval()
 
-    def _authors_layout(self) -> dict[str, Slot]:
-        layout = {
-            "token_embedding.emb.weight": whole("items.weight"),
-            "positional_embedding.emb.weight": whole("positions.weight"),
-            **linear("ln", "norm"),
-            **cloze_head_layout(self.head.kind, isinstance(self.head.norm, nn.LayerNorm)),
-        }
-        for b in range(len(self.blocks)):
-            theirs, ours = BLOCK.format(b), f"blocks.{b}"
-            layout |= projections_layout(theirs, f"{ours}.attention.projections", self.hidden_size)
-            layout |= cloze_block_layout(theirs, ours)
-        return layout
+    authors_layout = bert4rec_layout

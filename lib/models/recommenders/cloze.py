@@ -7,35 +7,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.recommenders.authors import Slot, save_authors
-from lib.models.recommenders.parts import check_range, labelled_rows, last_rows
+from lib.models.recommenders.meantime_checkpoints import Slot, save_authors
+from lib.models.recommenders.sequential_parts import check_range, labelled_rows, last_rows
 
 
-class ClozeModel(nn.Module):
-    """Blocks over embedded items, and a `lib.models.recommenders.parts.ClozeHead` at the masked ones.
+class ClozeHead(nn.Module):
+    """From hidden states to logits of the items 0…V (0, the padding, is a class; the mask token is not).
 
-    A subclass has ``items`` (embedding of V+2 tokens), ``blocks``, ``head``, ``num_items`` and two methods:
-    ``_inputs(batch)``, the first block's input and what every block gets beside it, and
-    ``_authors_layout()``, where the authors' checkpoints keep its weights.
+    ``dot``: z = LN(GELU(Wx + b)), logit_v = z·E[v] + β_v with the input table E. ``linear``: Linear H→H,
+    GELU, LN, Linear H→V+1. GELU is the tanh approximation.
+
+    Parameters
+    ----------
+    num_items
+        V.
+    hidden_size
+        H.
+    kind
+        ``"dot"`` or ``"linear"``.
+    layer_norm
+        Whether the LN is there.
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states (B, T, H) after the last block. Padded positions hold unspecified finite numbers.
+    def __init__(
+        self, num_items: int, hidden_size: int, *, kind: str = "dot", layer_norm: bool = True
+    ) -> None:
+        super().__init__()
+        if kind not in ("dot", "linear"):
+            raise ValueError(f"head must be 'dot' or 'linear', got {kind!r}")
+        self.kind = kind
+        self.transform = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
+        if kind == "dot":
+            self.output_bias = nn.Parameter(torch.zeros(num_items + 1))
+        else:
+            self.output = nn.Linear(hidden_size, num_items + 1)
+
+    def forward(self, hidden: Tensor, table: Tensor, items: Tensor | None = None) -> Tensor:
+        """Logits of all classes (…, V+1), or of ``items``.
 
         Parameters
         ----------
-        batch
-            int64 tensors (B, T), left-padded with 0: ``tokens`` (0…V+1), and what the model reads beside.
-
-        Raises
-        ------
-        ValueError
-            For T > ``max_length``, a token or day out of its table, a missing or misshapen tensor.
+        hidden
+            (…, H).
+        table
+            The token table (V+2, H); the linear head does not read it.
+        items
+            None, or int64 (B, C) with ``hidden`` (B, H): then the result is (B, C).
         """
-        return self._hidden(batch, rows=None)
+        z = self.norm(F.gelu(self.transform(hidden), approximate="tanh"))
+        weight, bias = (
+            (table, self.output_bias) if self.kind == "dot" else (self.output.weight, self.output.bias)
+        )
+        if items is None:
+            return F.linear(z, weight[: bias.shape[0]], bias)
+        return torch.einsum("bh,bch->bc", z, F.embedding(items, weight)) + bias[items]
+
+
+class ClozeModel(nn.Module):
+    """Loss and scores of a model that gives logits of the items at the positions that are asked for.
+
+    A subclass has ``num_items``, a `ClozeHead` named ``head``, ``forward(batch, rows, candidates)`` and
+    ``authors_layout()``.
+    """
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy over the V+1 classes at the positions with ``labels`` > 0.
@@ -45,11 +83,10 @@ class ClozeModel(nn.Module):
         Raises
         ------
         ValueError
-            As `forward`; for labels of another shape or outside 0…V; if no position is selected.
+            As ``forward``; for labels of another shape or outside 0…V; if no position is selected.
         """
-        rows = labelled_rows(batch, self.num_items)
-        logits = self.head(self._hidden(batch, rows), self.items.weight)
-        return F.cross_entropy(logits, batch["labels"].flatten()[rows])
+        rows = labelled_rows(batch, self.num_items)  # (n,)
+        return F.cross_entropy(self(batch, rows), batch["labels"].flatten()[rows])
 
     def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
         """Logits at the last position, which holds the mask token.
@@ -57,7 +94,7 @@ class ClozeModel(nn.Module):
         Parameters
         ----------
         batch
-            As for `forward`.
+            As for ``forward``.
         candidates
             int64 (B, C) items, or None for all items.
 
@@ -68,29 +105,20 @@ class ClozeModel(nn.Module):
         Raises
         ------
         ValueError
-            As `forward`; for candidates outside 0…V.
+            As ``forward``; for candidates outside 0…V.
         """
         if candidates is not None:
             check_range("candidates", candidates, self.num_items + 1)
-        hidden = self._hidden(batch, last_rows(batch["tokens"]))
-        scores = self.head(hidden, self.items.weight, candidates)
-        return scores[:, 1:] if candidates is None else scores
+        logits = self(batch, last_rows(batch["tokens"]), candidates)  # (B, V+1) or (B, C)
+        return logits[:, 1:] if candidates is None else logits
 
     def to_authors(self) -> dict[str, Tensor]:
         """The weights under the authors' keys, tied head included: the inverse of ``from_authors``."""
-        state = save_authors(self, self._authors_layout())
+        state = save_authors(self, self.authors_layout())
         if self.head.kind == "dot":
             state["head.token_embeddings.weight"] = state["token_embedding.emb.weight"]
         return state
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> tuple:
+    def authors_layout(self) -> dict[str, Slot]:
+        """Which of the authors' keys holds which of these parameters."""
         raise NotImplementedError
-
-    def _authors_layout(self) -> dict[str, Slot]:
-        raise NotImplementedError
-
-    def _hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None) -> Tensor:
-        x, *context = self._inputs(batch)
-        for block in self.blocks[:-1]:
-            x = block(x, *context)
-        return self.blocks[-1](x, *context, rows)

@@ -6,25 +6,17 @@ copied).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.recommenders.authors import (
-    Slot,
-    count,
-    linear,
-    load_authors,
-    read_state,
-    require,
-    save_authors,
-    whole,
-)
+from lib.models.authors import Source
 from lib.models.recommenders.dropout import Dropout
-from lib.models.recommenders.parts import check_range, check_sizes, initialise
+from lib.models.recommenders.meantime_checkpoints import load_authors, read_state, save_authors
+from lib.models.recommenders.meantime_layouts import marank_layout, marank_sizes
+from lib.models.recommenders.sequential_parts import check_range, check_sizes, initialise
 
 
 class PooledAttention(nn.Module):
@@ -203,7 +195,7 @@ class MARank(nn.Module):
         return torch.einsum("bh,bch->bc", torch.cat([hidden, user], dim=-1), items)
 
     @classmethod
-    def from_authors(cls, source: str | os.PathLike | Mapping[str, Tensor], **config) -> MARank:
+    def from_authors(cls, source: Source, **config) -> MARank:
         """The model of a checkpoint that the MEANTIME authors' program wrote, in evaluation mode.
 
         Parameters
@@ -219,33 +211,10 @@ class MARank(nn.Module):
             If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
         """
         state = read_state(source)
-        require(state, ["user_latent_embeddings.weight", "item_context_embeddings.weight"], "MARank")
-        items, hidden_size = state["item_context_embeddings.weight"].shape
-        model = cls(
-            items - 1,
-            state["user_latent_embeddings.weight"].shape[0] - 1,
-            hidden_size=hidden_size,
-            num_attention_layers=count(state, "ures_linear_layers.{}."),
-            num_linear_layers=count(state, "res_linear_layers.{}."),
-            **config,
-        )
-        load_authors(model, model._authors_layout(), state, "MARank")
+        model = cls(**marank_sizes(state), **config)
+        load_authors(model, marank_layout(model), state, "MARank")
         return model.eval()
 
     def to_authors(self) -> dict[str, Tensor]:
         """The weights under the authors' keys: the inverse of `from_authors`."""
-        return save_authors(self, self._authors_layout())
-
-    def _authors_layout(self) -> dict[str, Slot]:
-        layout = {
-            f"{name}_embeddings.weight": whole(f"{name}.weight")
-            for name in ("user_latent", "item_latent", "item_context")
-        }
-        for theirs, ours in (("ures", "user"), ("ires", "item"), ("res", "output")):
-            for k in range(len(self.get_submodule(f"{ours}_residuals"))):
-                layout |= linear(f"{theirs}_linear_layers.{k}", f"{ours}_residuals.{k}.linear")
-        for leaf in ("item", "user", "out"):
-            layout |= linear(f"i_att_{leaf}", f"first_pooling.{leaf}")
-            for k in range(len(self.poolings)):
-                layout |= linear(f"rel_att_{leaf}.{k}", f"poolings.{k}.{leaf}")
-        return layout | linear("hid_att", "merge.item") | linear("hid_att_out", "merge.out")
+        return save_authors(self, marank_layout(self))

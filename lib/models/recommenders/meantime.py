@@ -4,52 +4,168 @@ Source: S. M. Cho, E. Park and S. Yoo, "MEANTIME: Mixture of Attention Mechanism
 Embeddings for Sequential Recommendation", RecSys 2020, doi 10.1145/3383313.3412216, arXiv 2008.08273; details
 by the authors' code (github.com/SungMinCho/MEANTIME, commit a9ca2e7; no licence, nothing of it is copied).
 
-What is not here: the kernels' values (`lib.models.recommenders.temporal_kernels`), the relative logits
-(`lib.models.recommenders.relative_attention`), training.
+In reading order: the attention, the block, the model. Beside the lines stand shapes: B sequences, T positions,
+H channels, h = La + Lr heads (absolute, then relative) of d = H/h channels, V items, n rows of the flattened
+(B, T). The logits of relative heads are made in `lib.models.recommenders.relative_attention`; loss and scores,
+which are BERT4Rec's too, in `lib.models.recommenders.cloze`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lib.models.recommenders.attention import padding_bias
-from lib.models.recommenders.authors import (
-    BLOCK,
-    Slot,
-    cloze_block_layout,
-    cloze_head_layout,
-    cloze_head_options,
-    count,
-    linear,
-    load_authors,
-    part,
-    pop_tied_table,
-    read_state,
-    require,
-    rows_of_linear,
-    whole,
+from lib.inspection import hooked
+from lib.models.authors import Source
+from lib.models.recommenders.cloze import ClozeHead, ClozeModel
+from lib.models.recommenders.dot_product_attention import (
+    attend,
+    attention_weights,
+    merge_heads,
+    padding_bias,
 )
-from lib.models.recommenders.cloze import ClozeModel
 from lib.models.recommenders.dropout import Dropout, check_probability
 from lib.models.recommenders.dropout import dropout as drop
-from lib.models.recommenders.mixed_attention import MeantimeBlock, MixedAttention
-from lib.models.recommenders.parts import (
-    ClozeHead,
+from lib.models.recommenders.meantime_checkpoints import load_authors, read_state
+from lib.models.recommenders.meantime_layouts import meantime_layout, meantime_sizes, pop_tied_table
+from lib.models.recommenders.relative_attention import RelativeTerm, relative_terms
+from lib.models.recommenders.sequential_parts import (
+    FeedForward,
     check_beside,
     check_heads,
     check_range,
     check_sizes,
     check_tokens,
     initialise,
+    last_rows,
+    take_rows,
 )
-from lib.models.recommenders.relative_attention import GapGrid, GridTerm, MaterialisedTerm, SinTerm
-from lib.models.recommenders.temporal_kernels import RELATIVE_KERNELS
+from lib.models.recommenders.temporal_kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, kernel_letters
 
-ABSOLUTE_KERNELS = ("d", "p", "c")
+Terms = list[RelativeTerm]
+
+
+class MixedAttention(nn.Module):
+    """Attention with absolute heads (a vector per position), then relative heads (a vector per pair).
+
+    Absolute head a with kernel P: S_ij = (Q_i + W_PQ P_i)·(K_j + W_PK P_j)/√d. Relative head r with kernel R:
+    S_ij = (Q_i·K_j + (Q_i + u)·(W_R R_ij))/√d. Temporal vectors enter queries and keys only, never values.
+
+    O(B·h·T²) memory for the logits, O(B·T·H) for Sin, 32 bytes per pair for all Exp heads together and as
+    many for all Log heads.
+
+    Parameters
+    ----------
+    hidden_size
+        H, a multiple of the number of heads.
+    num_absolute, num_relative
+        La and Lr.
+    dropout
+        On the attention probabilities.
+    """
+
+    def __init__(self, hidden_size: int, num_absolute: int, num_relative: int, *, dropout: float) -> None:
+        super().__init__()
+        self.num_absolute, self.num_relative = num_absolute, num_relative
+        self.num_heads = num_absolute + num_relative
+        check_heads(hidden_size, self.num_heads)
+        size = hidden_size // self.num_heads  # d
+        self.content = nn.Linear(hidden_size, 3 * hidden_size)  # Q, K and V of all heads
+        self.absolute = nn.ModuleList(nn.Linear(hidden_size, 2 * size) for _ in range(num_absolute))
+        self.relative = nn.ModuleList(nn.Linear(hidden_size, size) for _ in range(num_relative))
+        self.relative_query = nn.Parameter(torch.empty(num_relative, size))  # u of each relative head
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, absolute: list[Tensor], relative: Terms, bias: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """Mix the values of all positions.
+
+        Parameters
+        ----------
+        x
+            (B, T, H).
+        absolute
+            La tensors (B or 1, T, H).
+        relative
+            Lr terms of `lib.models.recommenders.relative_attention`.
+        bias
+            Additive mask (B, 1, 1, T).
+        rows
+            Positions of the flattened (B, T) whose output is wanted; None for all.
+
+        Returns
+        -------
+        Tensor of shape (B, T, H), or (n, H) for n rows.
+        """
+        query, key, value = self._projections(x, absolute)  # (B, h, T, d) each
+        terms = self._terms(query, relative)  # Lr tensors (B, T, T), for the last heads
+        mixed = attend(query, key, value, bias, self.dropout, terms)  # (B, h, T, d)
+        return self.output(take_rows(merge_heads(mixed), rows))  # (B, T, H), or (n, H)
+
+    def weights(self, x: Tensor, absolute: list[Tensor], relative: Terms, bias: Tensor) -> Tensor:
+        """The attention probabilities (B, h, T, T), before dropout, for figures and head statistics."""
+        query, key, _ = self._projections(x, absolute)
+        return attention_weights(query, key, bias, self._terms(query, relative))
+
+    def _projections(self, x: Tensor, absolute: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        content = self.content(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d): Q, K, V
+        # An absolute head adds its own projections of P to Q and to K.
+        shifts = [
+            layer(kernel).unflatten(-1, (2, -1))  # (B or 1, T, 2, d): P W_Q, P W_K
+            for layer, kernel in zip(self.absolute, absolute, strict=True)
+        ]
+        # A relative head adds b, the bias of W_R, to K: Q_i·b is all of it that the softmax does not cancel.
+        zero = self.content.bias.new_zeros(self.content.in_features // self.num_heads)  # (d,)
+        shifts += [torch.stack([zero, layer.bias])[None, None] for layer in self.relative]  # (1, 1, 2, d)
+        shape = torch.broadcast_shapes(*(shift.shape for shift in shifts))
+        shift = torch.stack([shift.expand(shape) for shift in shifts], dim=-2)  # (B or 1, T, 2, h, d)
+        query, key = (content[:, :, :2] + shift).permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
+        return query, key, content[:, :, 2].transpose(1, 2)  # and the values, (B, h, T, d)
+
+    def _terms(self, query: Tensor, relative: Terms) -> tuple[Tensor, ...]:
+        scale = query.shape[-1] ** -0.5
+        return tuple(
+            term.logits((query[:, self.num_absolute + r] + self.relative_query[r]) * scale, layer.weight)
+            for r, (term, layer) in enumerate(zip(relative, self.relative, strict=True))
+        )
+
+
+class MeantimeBlock(nn.Module):
+    """Attention and feed-forward with residuals, and a dropout at the end that other models' blocks lack.
+
+    ``pre``: x + drop(f(LN(x))); ``post``: LN(x + drop(f(x))). There is no LN after the last block.
+    """
+
+    def __init__(
+        self, attention: MixedAttention, hidden_size: int, *, dropout: float, normalization: str
+    ) -> None:
+        super().__init__()
+        if normalization not in ("pre", "post"):
+            raise ValueError(f"normalization must be 'pre' or 'post', got {normalization!r}")
+        self.pre = normalization == "pre"
+        self.attention = attention
+        self.feed_forward = FeedForward(hidden_size, inner_dropout=dropout)
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, absolute: list[Tensor], relative: Terms, bias: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, H) to (B, T, H), or to (n, H) for n ``rows``; see `MixedAttention.forward`."""
+        read = self.attention_norm(x) if self.pre else x
+        mixed = self.attention(read, absolute, relative, bias, rows)  # (B, T, H), or (n, H)
+        x = take_rows(x, rows) + self.dropout(mixed)
+        if not self.pre:
+            x = self.attention_norm(x)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x) if self.pre else x))
+        if not self.pre:
+            x = self.feed_forward_norm(x)
+        return self.dropout(x)
 
 
 class Meantime(ClozeModel):
@@ -164,66 +280,90 @@ class Meantime(ClozeModel):
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Attention probabilities (B, h, T, T) of every block; absolute heads come first, in order."""
-        x, absolute, relative, bias = self._inputs(batch)
-        weights = []
-        for block in self.blocks:
-            weights.append(block.attention.weights(block.attention_input(x), absolute, relative, bias))
-            x = block(x, absolute, relative, bias)
-        return weights
+    def forward(
+        self, batch: Mapping[str, Tensor], rows: Tensor | None = None, candidates: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the items 0…V, at all positions or at some, or of some items.
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor], list, Tensor]:
-        tokens = batch["tokens"]
-        check_tokens(tokens, max_length=self.max_length)
-        needed = [("timestamps", self.relative), ("days", "d" in self.absolute)]
-        for name in (name for name, wanted in needed if wanted):
-            check_beside(batch, name)
-        check_range("tokens", tokens, self.num_items + 2)
-        x = self.dropout(self.items(tokens))
-        absolute = self._absolute(batch)
-        relative = self._relative(batch["timestamps"], x.dtype) if self.relative else []
-        return x, absolute, relative, padding_bias(tokens, x.dtype)
+        Parameters
+        ----------
+        batch
+            int64 tensors (B, T), left-padded with 0: ``tokens`` (0…V+1), ``timestamps``, ``days``.
+        rows
+            int64 (n,), positions of the flattened (B, T): the last block and the head compute no others.
+        candidates
+            int64 (n, C), items of each row.
 
-    def _absolute(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        Returns
+        -------
+        (B, T, V+1), (n, V+1) with ``rows``, (n, C) with ``candidates`` too. Logits at padded positions are
+        unspecified finite numbers.
+
+        Raises
+        ------
+        ValueError
+            For T > ``max_length``, a token or day out of its table, a missing or misshapen tensor.
+        """
+        self._check(batch)
+        tokens = batch["tokens"]  # (B, T)
+        x = self.dropout(self.items(tokens))  # (B, T, H): no position, no time is added to the items
+        absolute = self._absolute_kernels(batch)  # La tensors (B or 1, T, H)
+        relative = self._relative_terms(batch, x.dtype)  # Lr terms, which give logits (B, T, T)
+        bias = padding_bias(tokens, x.dtype)  # (B, 1, 1, T)
+        for block in self.blocks[:-1]:
+            x = block(x, absolute, relative, bias)  # (B, T, H)
+        x = self.blocks[-1](x, absolute, relative, bias, rows)  # (B, T, H), or (n, H)
+        return self.head(x, self.items.weight, candidates)  # (B, T, V+1), (n, V+1) or (n, C)
+
+    def _check(self, batch: Mapping[str, Tensor]) -> None:
+        check_tokens(batch["tokens"], max_length=self.max_length)
+        if self.relative:
+            check_beside(batch, "timestamps")
+        if "d" in self.absolute:
+            check_beside(batch, "days")
+            check_range("days", batch["days"], self.num_days)
+        check_range("tokens", batch["tokens"], self.num_items + 2)
+
+    def _absolute_kernels(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         batch_size, length = batch["tokens"].shape
         kernels = []
         for letter, table in zip(self.absolute, self.tables, strict=True):
             if letter == "d":
-                check_range("days", batch["days"], self.num_days)
-                kernel = table(batch["days"])
-            else:
-                kernel = table.weight[-length:].expand(length, -1)[None]
+                kernel = table(batch["days"])  # (B, T, H)
+            else:  # the rows of the last T positions, or T times the one row
+                kernel = table.weight[-length:].expand(length, -1)[None]  # (1, T, H)
             if self.training and self.kernel_dropout:
-                kernel = drop(kernel.expand(batch_size, -1, -1), self.kernel_dropout)
+                kernel = drop(kernel.expand(batch_size, -1, -1), self.kernel_dropout)  # (B, T, H)
             kernels.append(kernel)
         return kernels
 
-    def _relative(self, timestamps: Tensor, dtype: torch.dtype) -> list:
-        dropout = self.kernel_dropout if self.training else 0.0
-        shape = (self.hidden_size, self.frequency)
-        if self.relative_term == "materialised":
-            return [
-                MaterialisedTerm(letter, timestamps, *shape, self.time_unit, dtype=dtype, dropout=dropout)
-                for letter in self.relative
-            ]
-        options = (timestamps, *shape, self.time_unit)
-        grids = {letter: GapGrid(letter, *options, dtype=dtype) for letter in set(self.relative) - {"s"}}
-        terms = []
-        for letter in self.relative:
-            keep = None
-            if dropout:
-                keep = drop(timestamps.new_ones(*timestamps.shape, self.hidden_size, dtype=dtype), dropout)
-            if letter == "s":
-                terms.append(SinTerm(*options, dtype=dtype, keep=keep))
-            else:
-                terms.append(GridTerm(grids[letter], keep))
-        return terms
+    def _relative_terms(self, batch: Mapping[str, Tensor], dtype: torch.dtype) -> Terms:
+        if not self.relative:
+            return []
+        return relative_terms(
+            self.relative,
+            batch["timestamps"],
+            (self.hidden_size, self.frequency, self.time_unit),
+            dtype=dtype,
+            dropout=self.kernel_dropout if self.training else 0.0,
+            materialised=self.relative_term == "materialised",
+        )
+
+    def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Attention probabilities (B, h, T, T) of every block; absolute heads come first, in order."""
+        weights = []
+
+        def keep(attention: MixedAttention, inputs: tuple) -> None:
+            weights.append(attention.weights(*inputs[:4]))
+
+        with hooked((block.attention, "input", keep) for block in self.blocks):
+            self(batch, last_rows(batch["tokens"]))
+        return weights
 
     @classmethod
     def from_authors(
         cls,
-        source: str | os.PathLike | Mapping[str, Tensor],
+        source: Source,
         *,
         absolute: str = "p-d",
         relative: str = "s-l",
@@ -234,7 +374,8 @@ class Meantime(ClozeModel):
         Parameters
         ----------
         source
-            Path of the ``.pth`` file, or what it holds: see `lib.models.recommenders.authors.read_state`.
+            Path of the ``.pth`` file, or what it holds: see
+            `lib.models.recommenders.meantime_checkpoints.read_state`.
         absolute, relative
             The kernels, which the file does not name; their numbers are checked against it.
         config
@@ -248,72 +389,12 @@ class Meantime(ClozeModel):
             If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
         """
         state = read_state(source)
-        table = "absolute_kernel_embeddings_list.{}.emb.weight"
-        bias = BLOCK.format(0) + ".attention.rel_position_bias"
-        require(state, ["token_embedding.emb.weight", bias, "head.out.0.weight"], "MEANTIME")
-        letters = kernel_letters(absolute, ABSOLUTE_KERNELS, "absolute")
-        found = count(state, table), state[bias].shape[1]
-        wanted = len(letters), len(kernel_letters(relative, RELATIVE_KERNELS, "relative"))
-        if found != wanted:
-            raise ValueError(
-                f"the checkpoint has {found[0]} absolute and {found[1]} relative heads, "
-                f"absolute={absolute!r} and relative={relative!r} name {wanted[0]} and {wanted[1]}"
-            )
-        for k, letter in enumerate(letters):
-            rows = state[table.format(k)].shape[0]
-            if letter != "c":
-                config.setdefault("num_days" if letter == "d" else "max_length", rows)
+        kernels = kernel_letters(absolute, ABSOLUTE_KERNELS, "absolute")
+        sizes = meantime_sizes(state, kernels, kernel_letters(relative, RELATIVE_KERNELS, "relative"))
         pop_tied_table(state)
-        items = state["token_embedding.emb.weight"]
-        config = {"relative_term": "materialised", **config}
-        model = cls(
-            items.shape[0] - 2,
-            hidden_size=items.shape[1],
-            num_blocks=count(state, BLOCK + "."),
-            absolute=absolute,
-            relative=relative,
-            **cloze_head_options(state),
-            **config,
-        )
-        load_authors(model, model._authors_layout(), state, "MEANTIME")
+        options = {"relative_term": "materialised", **sizes, **config}
+        model = cls(absolute=absolute, relative=relative, **options)
+        load_authors(model, model.authors_layout(), state, "MEANTIME")
         return model.eval()
 
-    def _authors_layout(self) -> dict[str, Slot]:
-        layout = {"token_embedding.emb.weight": whole("items.weight")}
-        for k in range(len(self.absolute)):
-            layout[f"absolute_kernel_embeddings_list.{k}.emb.weight"] = whole(f"tables.{k}.weight")
-        for b in range(len(self.blocks)):
-            layout |= self._authors_block(BLOCK.format(b), f"blocks.{b}")
-        return layout | cloze_head_layout(self.head.kind, isinstance(self.head.norm, nn.LayerNorm))
-
-    def _authors_block(self, theirs: str, ours: str) -> dict[str, Slot]:
-        size, heads = self.hidden_size, len(self.absolute + self.relative)
-        a, o = f"{theirs}.attention", f"{ours}.attention"
-        layout = {f"{a}.rel_position_bias": part(f"{o}.relative_query", None, slice(None), None)}
-        for k in range(3):
-            rows = slice(k * size, (k + 1) * size)
-            layout |= rows_of_linear(f"{a}.content_linear_layers.{k}", f"{o}.content", rows)
-        for k in range(len(self.absolute)):
-            query, key = slice(0, size // heads), slice(size // heads, None)
-            layout |= rows_of_linear(f"{a}.abs_position_query_linear_layers.{k}", f"{o}.absolute.{k}", query)
-            layout |= rows_of_linear(f"{a}.abs_position_key_linear_layers.{k}", f"{o}.absolute.{k}", key)
-        for k in range(len(self.relative)):
-            layout |= linear(f"{a}.rel_position_key_linear_layers.{k}", f"{o}.relative.{k}")
-        return layout | cloze_block_layout(theirs, ours)
-
-
-def kernel_letters(kinds: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The letters of a dash-separated string, e.g. ``"p-d"``; ``""`` has none.
-
-    Raises
-    ------
-    ValueError
-        For a letter that is not among ``known``.
-    """
-    letters = tuple(kinds.split("-")) if kinds else ()
-    for letter in letters:
-        if letter not in known:
-            raise ValueError(
-                f"{what} kernels are {', '.join(known)}, joined by dashes; got {letter!r} in {kinds!r}"
-            )
-    return letters
+    authors_layout = meantime_layout

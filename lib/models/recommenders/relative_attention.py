@@ -25,7 +25,9 @@ are tied.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +40,57 @@ ORDER = 6
 #: Per kernel: distance of the nodes in y = log(1 + |d|), and where they end, in y − log(frequency).
 #: Exp is zero at its end; gaps beyond the end of Log are refused.
 GRIDS = {"e": (0.1, 5.0), "l": (0.25, 28.0)}
+
+
+def relative_terms(
+    letters: Sequence[str],
+    timestamps: Tensor,
+    shape: tuple[int, float, float],
+    *,
+    dtype: torch.dtype,
+    dropout: float = 0.0,
+    materialised: bool = False,
+) -> list[RelativeTerm]:
+    """One term per relative head.
+
+    Parameters
+    ----------
+    letters
+        Kernel of each head: ``"s"``, ``"e"`` or ``"l"``.
+    timestamps
+        Integers (B, T).
+    shape
+        Hidden size, frequency and time unit: see `lib.models.recommenders.temporal_kernels.sin_kernel`.
+    dtype
+        Of the logits.
+    dropout
+        Probability; 0 outside training.
+    materialised
+        Whether the kernels are written out for every pair.
+    """
+    if materialised:
+        return [
+            MaterialisedTerm(letter, timestamps, *shape, dtype=dtype, dropout=dropout) for letter in letters
+        ]
+    grids = {letter: GapGrid(letter, timestamps, *shape, dtype=dtype) for letter in set(letters) - {"s"}}
+    terms: list[RelativeTerm] = []
+    for letter in letters:
+        keep = None
+        if dropout:
+            keep = drop(timestamps.new_ones(*timestamps.shape, shape[0], dtype=dtype), dropout)  # (B, T, H)
+        if letter == "s":
+            terms.append(SinTerm(timestamps, *shape, dtype=dtype, keep=keep))
+        else:
+            terms.append(GridTerm(grids[letter], keep))
+    return terms
+
+
+class RelativeTerm(Protocol):
+    """What a relative head adds to its logits."""
+
+    def logits(self, query: Tensor, weight: Tensor) -> Tensor:
+        """(Q + u)·(W R) for query Q + u (B, T, d) and projection W (d, H): (B, T, T), not divided by √d."""
+        ...
 
 
 class MaterialisedTerm:
@@ -74,7 +127,7 @@ class MaterialisedTerm:
             self.kernel = drop(self.kernel, dropout)
 
     def logits(self, query: Tensor, weight: Tensor) -> Tensor:
-        """(Q + u)·(W R) for query Q + u (B, T, d) and projection W (d, H): (B, T, T), not divided by √d."""
+        """As `RelativeTerm.logits`."""
         return (self.kernel @ (query @ weight).unsqueeze(-1)).squeeze(-1)
 
 
@@ -97,22 +150,23 @@ class SinTerm:
         keep: Tensor | None = None,
     ) -> None:
         omega = sin_frequencies(hidden_size, frequency, dtype=torch.float64, device=timestamps.device)
-        turns_per_stamp = omega / (2 * math.pi * time_unit)
-        turns = (timestamps - timestamps[:, -1:]).double()[..., None] * turns_per_stamp
+        turns_per_stamp = omega / (2 * math.pi * time_unit)  # (H/2,)
+        turns = (timestamps - timestamps[:, -1:]).double()[..., None] * turns_per_stamp  # (B, T, H/2)
         phase = ((turns - turns.round()) * (2 * math.pi)).to(dtype)
-        self.sin, self.cos = phase.sin(), phase.cos()
-        self.keys = torch.cat([self.cos, self.sin], dim=-1).transpose(1, 2)
+        self.sin, self.cos = phase.sin(), phase.cos()  # (B, T, H/2) each
+        self.keys = torch.cat([self.cos, self.sin], dim=-1).transpose(1, 2)  # (B, H, T)
         self.keep = keep
 
     def logits(self, query: Tensor, weight: Tensor) -> Tensor:
-        """As `MaterialisedTerm.logits`.
+        """As `RelativeTerm.logits`.
 
         a·sin(α−β) + b·cos(α−β) = (a·sin α + b·cos α)·cos β + (b·sin α − a·cos α)·sin β.
         """
-        mixed = query @ weight
-        a, b = (mixed if self.keep is None else mixed * self.keep).chunk(2, dim=-1)
-        rotated = torch.cat([a * self.sin + b * self.cos, b * self.sin - a * self.cos], dim=-1)
-        return rotated @ self.keys
+        mixed = query @ weight  # (B, T, H): (Q + u) W_R
+        a, b = (mixed if self.keep is None else mixed * self.keep).chunk(2, dim=-1)  # (B, T, H/2) each
+        # α, the phase of the query's time: sin and cos are (B, T, H/2); β of the keys' times is in the keys.
+        rotated = torch.cat([a * self.sin + b * self.cos, b * self.sin - a * self.cos], dim=-1)  # (B, T, H)
+        return rotated @ self.keys  # (B, T, H) @ (B, H, T) = (B, T, T)
 
 
 class GapGrid:
@@ -173,7 +227,7 @@ class GridTerm:
         self.grid, self.keep = grid, keep
 
     def logits(self, query: Tensor, weight: Tensor) -> Tensor:
-        """As `MaterialisedTerm.logits`."""
+        """As `RelativeTerm.logits`."""
         if self.keep is None:
             values = query @ (weight @ self.grid.nodes)
         else:

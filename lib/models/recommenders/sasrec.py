@@ -8,33 +8,23 @@ differs.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.recommenders.attention import (
-    attend,
-    causal_bias,
-    merge_heads,
-    split_heads,
-)
-from lib.models.recommenders.authors import (
-    BLOCK,
-    Slot,
-    authors_sizes,
-    linear,
-    load_authors,
-    read_state,
-    require,
-    rows_of_linear,
-    save_authors,
-    whole,
-)
+from lib.models.authors import Source
+from lib.models.recommenders.dot_product_attention import attend, causal_bias, merge_heads, split_heads
 from lib.models.recommenders.dropout import Dropout
-from lib.models.recommenders.parts import (
+from lib.models.recommenders.meantime_checkpoints import load_authors, read_state, save_authors
+from lib.models.recommenders.meantime_layouts import (
+    sasrec_layout,
+    sasrec_sizes,
+    tisasrec_layout,
+    tisasrec_sizes,
+)
+from lib.models.recommenders.sequential_parts import (
     check_beside,
     check_heads,
     check_range,
@@ -177,7 +167,7 @@ class SASRec(nn.Module):
         return torch.einsum("bh,bch->bc", hidden, self.items(candidates))
 
     @classmethod
-    def from_authors(cls, source: str | os.PathLike | Mapping[str, Tensor], **config):
+    def from_authors(cls, source: Source, **config):
         """The model of a checkpoint that the MEANTIME authors' program wrote, in evaluation mode.
 
         Parameters
@@ -193,38 +183,16 @@ class SASRec(nn.Module):
             If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
         """
         state = read_state(source)
-        require(state, ["token_embedding.emb.weight", *cls._SIZE_KEYS], cls.__name__)
         model = cls(**cls._authors_sizes(state), **config)
-        load_authors(model, model._authors_layout(), state, cls.__name__)
+        load_authors(model, model.authors_layout(), state, cls.__name__)
         return model.eval()
-
-    _SIZE_KEYS = ("positional_embedding.emb.weight",)
-
-    @classmethod
-    def _authors_sizes(cls, state: Mapping[str, Tensor]) -> dict[str, int]:
-        return authors_sizes(state)
 
     def to_authors(self) -> dict[str, Tensor]:
         """The weights under the authors' keys: the inverse of `from_authors`."""
-        return save_authors(self, self._authors_layout())
+        return save_authors(self, self.authors_layout())
 
-    def _authors_layout(self) -> dict[str, Slot]:
-        layout = {"token_embedding.emb.weight": whole("items.weight"), **linear("body.ln", "norm")}
-        layout |= self._authors_tables()
-        for b in range(len(self.blocks)):
-            theirs, ours = BLOCK.format(b), f"blocks.{b}"
-            attention = f"{theirs}.attention.linear_layers"
-            layout |= linear(f"{attention}.0", f"{ours}.query")
-            layout |= rows_of_linear(f"{attention}.1", f"{ours}.key_value", slice(0, self.hidden_size))
-            layout |= rows_of_linear(f"{attention}.2", f"{ours}.key_value", slice(self.hidden_size, None))
-            layout |= linear(f"{theirs}.feed_forward.w_1", f"{ours}.inner")
-            layout |= linear(f"{theirs}.feed_forward.w_2", f"{ours}.outer")
-            layout |= linear(f"{theirs}.norm1", f"{ours}.attention_norm")
-            layout |= linear(f"{theirs}.norm2", f"{ours}.feed_forward_norm")
-        return layout
-
-    def _authors_tables(self) -> dict[str, Slot]:
-        return {"positional_embedding.emb.weight": whole("positions.weight")}
+    _authors_sizes = staticmethod(sasrec_sizes)
+    authors_layout = sasrec_layout
 
 
 class TimeContext:
@@ -348,16 +316,5 @@ class TiSASRec(SASRec):
             value_interval=self.value_interval.weight,
         )
 
-    _SIZE_KEYS = ("position_key_embedding.emb.weight", "relative_time_key_embedding.time_emb.weight")
-
-    @classmethod
-    def _authors_sizes(cls, state: Mapping[str, Tensor]) -> dict[str, int]:
-        sizes = authors_sizes(state, positions="position_key_embedding")
-        return {**sizes, "max_interval": state["relative_time_key_embedding.time_emb.weight"].shape[0] - 1}
-
-    def _authors_tables(self) -> dict[str, Slot]:
-        layout = {}
-        for use in ("key", "value"):
-            layout[f"position_{use}_embedding.emb.weight"] = whole(f"{use}_position.weight")
-            layout[f"relative_time_{use}_embedding.time_emb.weight"] = whole(f"{use}_interval.weight")
-        return layout
+    _authors_sizes = staticmethod(tisasrec_sizes)
+    authors_layout = tisasrec_layout

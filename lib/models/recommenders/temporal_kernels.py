@@ -13,7 +13,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Letters of the authors' options: day, position, constant; sinusoid, exponential, logarithm.
+ABSOLUTE_KERNELS = ("d", "p", "c")
 RELATIVE_KERNELS = ("s", "e", "l")
+
+
+def kernel_letters(kinds: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The letters of a dash-separated string, e.g. ``"p-d"``; ``""`` has none.
+
+    Raises
+    ------
+    ValueError
+        For a letter that is not among ``known``.
+    """
+    letters = tuple(kinds.split("-")) if kinds else ()
+    for letter in letters:
+        if letter not in known:
+            raise ValueError(
+                f"{what} kernels are {', '.join(known)}, joined by dashes; got {letter!r} in {kinds!r}"
+            )
+    return letters
 
 
 def sin_frequencies(

@@ -14,9 +14,11 @@ from torch.testing import assert_close
 
 from lib.data.interactions import InteractionLog
 from lib.data.sequences import evaluation_batches
-from lib.models.recommenders import attention, relative_attention
-from lib.models.recommenders.attention import padding_bias
-from lib.models.recommenders.meantime import Meantime, kernel_letters
+from lib.inspection import captured, hooked
+from lib.models.recommenders import dot_product_attention, relative_attention
+from lib.models.recommenders.dot_product_attention import padding_bias
+from lib.models.recommenders.meantime import Meantime
+from lib.models.recommenders.temporal_kernels import kernel_letters
 
 TERMS = ["factored", "materialised"]
 
@@ -26,6 +28,22 @@ def small(absolute="p-d", relative="s-l", **options) -> Meantime:
     torch.manual_seed(0)
     config = {"num_days": 40, "max_length": 9, "hidden_size": 12, "init_std": 0.5, "dropout": 0.0, **options}
     return Meantime(20, absolute=absolute, relative=relative, **config).double().eval()
+
+
+def states(model, batch):
+    """Hidden states (B, T, H): what the head reads of all positions."""
+    with captured(model, ["head"]) as seen:
+        model(batch)
+    return seen["head"]
+
+
+def attention_inputs(model, batch):
+    """What the first block's attention is given: x, absolute kernels, relative terms, bias."""
+    given = []
+    attention = model.blocks[0].attention
+    with hooked([(attention, "input", lambda module, inputs: given.extend(inputs))]):
+        model(batch)
+    return given[:4]
 
 
 def random_batch(length=9, batch_size=3, *, padded=3):
@@ -46,7 +64,7 @@ def random_batch(length=9, batch_size=3, *, padded=3):
 def test_a_shift_of_all_stamps_changes_nothing(term):
     model, batch = small("c", "s-e-l", relative_term=term), random_batch()
     shifted = {**batch, "timestamps": batch["timestamps"] + 123_456_789}
-    assert_close(model(batch), model(shifted), rtol=1e-6, atol=1e-6)
+    assert_close(states(model, batch), states(model, shifted), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -54,10 +72,10 @@ def test_time_unit_equals_stamps_in_that_unit(term):
     batch = random_batch()
     batch["timestamps"] = batch["timestamps"] // 3600 * 3600
     hours = {**batch, "timestamps": batch["timestamps"] // 3600}
-    by_seconds = small("c", "s-e-l", time_unit=3600.0, relative_term=term)(batch)
-    by_hours = small("c", "s-e-l", relative_term=term)(hours)
+    by_seconds = states(small("c", "s-e-l", time_unit=3600.0, relative_term=term), batch)
+    by_hours = states(small("c", "s-e-l", relative_term=term), hours)
     assert_close(by_seconds, by_hours, rtol=1e-6, atol=1e-6)
-    assert (small("c", "s-e-l", relative_term=term)(batch) - by_hours).abs().max() > 1e-2
+    assert (states(small("c", "s-e-l", relative_term=term), batch) - by_hours).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
@@ -66,8 +84,8 @@ def test_both_relative_terms_give_the_same_states(options, dtype, tolerance):
     """Whatever the unit and the block, on a short window that is not contiguous in memory."""
     window = {key: value.T.contiguous().T[:, 2:] for key, value in random_batch().items()}
     assert not any(value.is_contiguous() for value in window.values())
-    exact = small("p-d", "s-e-l-l", relative_term="materialised", **options)(window)
-    fast = small("p-d", "s-e-l-l", relative_term="factored", **options).to(dtype)(window)
+    exact = states(small("p-d", "s-e-l-l", relative_term="materialised", **options), window)
+    fast = states(small("p-d", "s-e-l-l", relative_term="factored", **options).to(dtype), window)
     assert_close(fast.double(), exact, rtol=tolerance, atol=tolerance)
 
 
@@ -92,14 +110,14 @@ def test_permuting_events_permutes_hidden_states(kernels):
     model, batch = small(*kernels), random_batch()
     order = torch.randperm(9, generator=torch.Generator().manual_seed(2))
     permuted = {key: value[:, order] for key, value in batch.items()}
-    assert_close(model(permuted), model(batch)[:, order], rtol=1e-6, atol=1e-6)
+    assert_close(states(model, permuted), states(model, batch)[:, order], rtol=1e-6, atol=1e-6)
 
 
 def test_positions_break_the_permutation():
     model, batch = small("p", ""), random_batch()
     order = torch.arange(9).flip(0)
     permuted = {key: value[:, order] for key, value in batch.items()}
-    assert (model(permuted) - model(batch)[:, order]).abs().max() > 1e-2
+    assert (states(model, permuted) - states(model, batch)[:, order]).abs().max() > 1e-2
 
 
 def test_con_is_content_attention_with_a_content_bias():
@@ -120,15 +138,15 @@ def test_what_stands_at_padding_does_not_matter(kernels):
     changed = {key: value.clone() for key, value in batch.items()}
     changed["timestamps"][0, :3] = torch.tensor([5, 7_000_000_000, 0])
     changed["days"][0, :3] = 31
-    assert_close(model(batch)[0, 3:], model(changed)[0, 3:], rtol=1e-9, atol=1e-9)
-    assert_close(model(batch)[1:], model(changed)[1:], rtol=1e-9, atol=1e-9)
+    assert_close(states(model, batch)[0, 3:], states(model, changed)[0, 3:], rtol=1e-9, atol=1e-9)
+    assert_close(states(model, batch)[1:], states(model, changed)[1:], rtol=1e-9, atol=1e-9)
 
 
 def test_attention_is_bidirectional():
     model, batch = small(), random_batch()
     later = {**batch, "tokens": batch["tokens"].clone()}
     later["tokens"][:, -1] = 2
-    assert (model(batch)[:, 4] - model(later)[:, 4]).abs().max() > 1e-3
+    assert (states(model, batch)[:, 4] - states(model, later)[:, 4]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
@@ -157,7 +175,7 @@ def test_without_temporal_weights_it_is_a_transformer(normalization):
         {theirs + k: v for theirs, layer in ours.items() for k, v in layer.state_dict().items()}
     )
     expected = plain(model.items(batch["tokens"]), src_key_padding_mask=batch["tokens"] == 0)
-    assert_close(model(batch), expected)
+    assert_close(states(model, batch), expected)
 
 
 @pytest.mark.parametrize("kernels", [("p-d", "s-l"), ("p", "")])
@@ -168,16 +186,16 @@ def test_a_window_without_real_keys_attends_uniformly(kernels, training):
     for weights in model.attention_weights(alone):
         assert_close(weights, torch.full_like(weights, 1 / 9))
     others = {key: value[1:] for key, value in batch.items()}
-    assert model(batch).isfinite().all()
-    assert_close(model(batch)[1:], model(others), rtol=1e-9, atol=1e-9)
+    assert states(model, batch).isfinite().all()
+    assert_close(states(model, batch)[1:], states(model, others), rtol=1e-9, atol=1e-9)
     assert_close(model.loss(batch), model.loss(others))
 
 
 def test_a_twin_that_masks_with_infinity_fails_on_an_empty_window(monkeypatch):
     batch = random_batch(padded=9)
-    expected = small("p-d", "s-l")(batch)
-    monkeypatch.setattr(attention, "blocked_logit", lambda dtype: -math.inf)
-    twin = small("p-d", "s-l")(batch)
+    expected = states(small("p-d", "s-l"), batch)
+    monkeypatch.setattr(dot_product_attention, "blocked_logit", lambda dtype: -math.inf)
+    twin = states(small("p-d", "s-l"), batch)
     assert twin[0].isnan().all()
     assert_close(twin[1:], expected[1:])
 
@@ -194,19 +212,20 @@ def test_a_blocked_key_counts_for_nothing_and_stays_finite(dtype):
 
 def test_attention_weights_are_those_of_the_forward_pass():
     model, batch = small(num_blocks=1), random_batch()
-    x, *context = model._inputs(batch)
-    block = model.blocks[0]
-    value = block.attention.content(block.attention_norm(x)).chunk(3, dim=-1)[2]
+    attention = model.blocks[0].attention
+    value = attention.content(attention_inputs(model, batch)[0]).chunk(3, dim=-1)[2]
     mixed = model.attention_weights(batch)[0] @ value.unflatten(-1, (4, 3)).transpose(1, 2)
-    expected = block.attention.output(mixed.transpose(1, 2).flatten(2))
-    assert_close(block.attention(block.attention_norm(x), *context), expected)
+    expected = attention.output(mixed.transpose(1, 2).flatten(2))
+    with captured(model, ["blocks.0.attention"], "output") as seen:
+        model(batch)
+    assert_close(seen["blocks.0.attention"], expected)
 
 
 def test_a_shorter_window_is_its_right_end():
     model, batch = small(), random_batch(padded=4)
     one = {key: value[:1] for key, value in batch.items()}
     short = {key: value[:, 4:] for key, value in one.items()}
-    assert_close(model(one)[:, 4:], model(short), rtol=1e-6, atol=1e-6)
+    assert_close(states(model, one)[:, 4:], states(model, short), rtol=1e-6, atol=1e-6)
 
 
 # --- training ---
@@ -216,7 +235,8 @@ def test_a_shorter_window_is_its_right_end():
 @pytest.mark.parametrize("kernels", [("p-d", "s-l"), ("c-p", "e"), ("", "l-l")])
 def test_loss_is_cross_entropy_at_the_selected_positions(kernels, term):
     model, batch = small(*kernels, relative_term=term), random_batch()
-    logits = model.head(model(batch), model.items.weight)
+    logits = model.head(states(model, batch), model.items.weight)
+    assert_close(model(batch), logits)
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=0)
     assert_close(model.loss(batch), expected)
     assert_close(model.scores(batch), logits[:, -1, 1:])
@@ -237,11 +257,11 @@ def test_both_relative_terms_give_the_same_gradients():
 def test_kernel_dropout_is_shared_by_the_blocks_and_off_in_evaluation():
     model = small(kernel_dropout=0.5, num_blocks=3)
     batch = random_batch()
-    assert_close(model(batch), model(batch))
+    assert_close(states(model, batch), states(model, batch))
     model.train()
-    first, second = model(batch), model(batch)
+    first, second = states(model, batch), states(model, batch)
     assert (first - second).abs().max() > 1e-3
-    _, absolute, relative, _ = model._inputs(batch)
+    _, absolute, relative, _ = attention_inputs(model, batch)
     assert (absolute[0] == 0).any()
     assert (relative[0].keep == 0).any()
 
@@ -418,4 +438,4 @@ def test_missing_timestamps_are_named_and_not_needed_without_relative_kernels():
     batch.pop("timestamps")
     with pytest.raises(ValueError, match="timestamps must have the shape of tokens.*got nothing"):
         small()(batch)
-    assert small("p", "")(batch).shape == (3, 9, 12)
+    assert small("p", "")(batch).shape == (3, 9, 21)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib.models.recommenders import mixed_attention, relative_attention
-from lib.models.recommenders.attention import attend
+from lib.inspection import captured
+from lib.models.recommenders import meantime, relative_attention
+from lib.models.recommenders.dot_product_attention import attend
 from lib.models.recommenders.meantime import Meantime
 from lib.models.recommenders.temporal_kernels import log_kernel, sin_kernel
 
@@ -68,7 +69,9 @@ def test_scores_of_the_authors_program(absolute, relative, keys, scores, term):
 def test_hidden_state_and_loss_of_the_authors_program(term):
     model = authors_model(relative_term=term)
     last = [0.5110933, 1.9690411, -3.2040325, 1.0731611, -2.3663615, 3.3703899, -0.5454052, 2.8445103]
-    assert_close(model(BATCH)[0, -1], torch.tensor(last, dtype=torch.float64), rtol=0, atol=1e-7)
+    with captured(model, ["head"]) as seen:
+        model(BATCH)
+    assert_close(seen["head"][0, -1], torch.tensor(last, dtype=torch.float64), rtol=0, atol=1e-7)
     assert model.loss(BATCH).item() == pytest.approx(2.139359879, abs=1e-8)
 
 
@@ -94,7 +97,7 @@ def test_a_twin_with_kernels_on_values_fails_parity(monkeypatch):
     def attend_with_positions_in_values(query, key, value, *rest):
         return attend(query, key, value + key, *rest)
 
-    monkeypatch.setattr(mixed_attention, "attend", attend_with_positions_in_values)
+    monkeypatch.setattr(meantime, "attend", attend_with_positions_in_values)
     expected = torch.tensor([AUTHORS_SCORES[0][3]], dtype=torch.float64)
     assert (authors_model().scores(BATCH, CANDIDATES) - expected).abs().max() > 1e-3
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lib.models.recommenders import relative_attention, temporal_kernels
-from lib.models.recommenders.attention import attend, attention_weights, padding_bias
+from lib.models.recommenders.dot_product_attention import attend, attention_weights, padding_bias
 from lib.models.recommenders.dropout import Dropout
 from lib.models.recommenders.relative_attention import (
     GapGrid,

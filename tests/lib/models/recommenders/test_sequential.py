@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lib.models.recommenders.attention import causal_bias
+from lib.inspection import captured
 from lib.models.recommenders.bert4rec import BERT4Rec
+from lib.models.recommenders.dot_product_attention import causal_bias
 from lib.models.recommenders.marank import MARank
 from lib.models.recommenders.sasrec import SASRec, TiSASRec
 
@@ -151,9 +152,10 @@ def test_bert_block_is_the_post_norm_transformer_layer():
         state[f"{name}{glue}weight"], state[f"{name}{glue}bias"] = module.weight.data, module.bias.data
     layer.load_state_dict(state)
     batch = random_next_batch()
-    x, _ = model._inputs(batch)
-    expected = layer(x, src_key_padding_mask=batch["tokens"] == 0)
-    assert_close(model(batch), expected)
+    with captured(model, ["blocks.0", "head"]) as seen:
+        model(batch)
+    expected = layer(seen["blocks.0"], src_key_padding_mask=batch["tokens"] == 0)
+    assert_close(seen["head"], expected)
 
 
 def test_sasrec_equals_a_loop_over_queries():
@@ -221,13 +223,18 @@ def test_marank_loss_compares_label_and_negative():
 
 def test_attention_weights_of_bert_are_those_of_the_forward_pass():
     model, batch = random_model(BERT4Rec, 20, max_length=9, hidden_size=8), random_next_batch()
-    x, bias = model._inputs(batch)
     attention = model.blocks[0].attention
-    value = attention.projections(x).chunk(3, dim=-1)[2].unflatten(-1, (2, 4)).transpose(1, 2)
+    with (
+        captured(model, ["blocks.0"]) as inputs,
+        captured(model, ["blocks.0.attention"], "output") as outputs,
+    ):
+        model(batch)
+    value = attention.projections(inputs["blocks.0"]).chunk(3, dim=-1)[2]
+    value = value.unflatten(-1, (2, 4)).transpose(1, 2)
     weights = model.attention_weights(batch)
     assert len(weights) == 2
     mixed = (weights[0] @ value).transpose(1, 2).flatten(2)
-    assert_close(attention(x, bias), attention.output(mixed))
+    assert_close(outputs["blocks.0.attention"], attention.output(mixed))
 
 
 # --- causality, padding, reductions ---

@@ -1,4 +1,7 @@
-"""Reading and writing weights in the layout that the MEANTIME authors' program saves (commit a9ca2e7)."""
+"""Reads and writes weights as the MEANTIME authors' program saves them (commit a9ca2e7).
+
+Which of their keys holds which of our parameters is in `lib.models.recommenders.meantime_layouts`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from lib.models.authors import Source, read_state_dict, require_keys
 
 #: What an authors' key holds: the name of our parameter, and how to cut it out of that parameter.
 Slot = tuple[str, Callable[[Tensor], Tensor]]
-
-#: Prefix of the authors' keys of block b.
-BLOCK = "body.transformer_blocks.{}"
 
 
 def read_state(source: Source) -> dict[str, Tensor]:
@@ -104,70 +104,3 @@ def linear(theirs: str, ours: str) -> dict[str, Slot]:
 def rows_of_linear(theirs: str, ours: str, rows: slice) -> dict[str, Slot]:
     """Weight and bias of a layer that is a block of rows of one of our fused layers."""
     return {f"{theirs}.{leaf}": part(f"{ours}.{leaf}", rows) for leaf in ("weight", "bias")}
-
-
-def cloze_block_layout(theirs: str, ours: str) -> dict[str, Slot]:
-    """What the blocks of MEANTIME and BERT4Rec share: output projection, feed-forward, two layer norms."""
-    pairs = {
-        "attention.output_linear": "attention.output",
-        "feed_forward.w_1": "feed_forward.expand",
-        "feed_forward.w_2": "feed_forward.contract",
-        "input_sublayer.norm": "attention_norm",
-        "output_sublayer.norm": "feed_forward_norm",
-    }
-    layout: dict[str, Slot] = {}
-    for their_name, our_name in pairs.items():
-        layout |= linear(f"{theirs}.{their_name}", f"{ours}.{our_name}")
-    return layout
-
-
-def cloze_head_layout(kind: str, layer_norm: bool) -> dict[str, Slot]:
-    """The cloze head in either of its kinds, the tied table left out (see `pop_tied_table`)."""
-    layout = linear("head.out.0", "head.transform")
-    if layer_norm:
-        layout |= linear("head.out.2", "head.norm")
-    if kind == "dot":
-        return layout | {"head.bias": part("head.output_bias", None)}
-    return layout | linear("head.out.3" if layer_norm else "head.out.2", "head.output")
-
-
-def cloze_head_options(state: Mapping[str, Tensor]) -> dict[str, str | bool]:
-    """Which head a state dict has: ``head`` and ``head_layer_norm`` of the models that use one."""
-    second = state.get("head.out.2.weight")
-    return {
-        "head": "dot" if "head.bias" in state else "linear",
-        "head_layer_norm": second is not None and second.dim() == 1,
-    }
-
-
-def pop_tied_table(state: dict[str, Tensor]) -> None:
-    """Take the dot head's second name of the token table out of a state dict.
-
-    Raises
-    ------
-    ValueError
-        If it is not that table.
-    """
-    tied = state.pop("head.token_embeddings.weight", None)
-    if tied is not None and not torch.equal(tied, state["token_embedding.emb.weight"]):
-        raise ValueError("head.token_embeddings.weight must equal token_embedding.emb.weight")
-
-
-def authors_sizes(state: Mapping[str, Tensor], positions: str = "positional_embedding") -> dict[str, int]:
-    """Sizes that an authors' checkpoint shows: V, N, H and the number of blocks."""
-    rows, hidden_size = state["token_embedding.emb.weight"].shape
-    return {
-        "num_items": rows - 2,
-        "hidden_size": hidden_size,
-        "max_length": state[f"{positions}.emb.weight"].shape[0],
-        "num_blocks": count(state, BLOCK + "."),
-    }
-
-
-def projections_layout(block: str, ours: str, hidden_size: int) -> dict[str, Slot]:
-    """The authors' three projections as rows of our fused layer."""
-    layout: dict[str, Slot] = {}
-    for k in range(3):
-        rows = slice(k * hidden_size, (k + 1) * hidden_size)
-        layout |= rows_of_linear(f"{block}.attention.linear_layers.{k}", ours, rows)
-    return layout

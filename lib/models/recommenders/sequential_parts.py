@@ -1,4 +1,4 @@
-"""Parts that the sequential recommenders share: feed-forward, the cloze head, initialisation, checks.
+"""Parts that the sequential recommenders share: feed-forward, initialisation, rows of a batch, checks.
 
 Everything follows the authors' code of MEANTIME, commit a9ca2e7, in which all models of the paper's main
 table are trained by one program. What belongs to one model only lives beside that model.
@@ -62,59 +62,6 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, H) to (…, H)."""
         return self.contract(self.dropout(F.gelu(self.expand(x), approximate="tanh")))
-
-
-class ClozeHead(nn.Module):
-    """From hidden states to logits of the items 0…V (0, the padding, is a class; the mask token is not).
-
-    ``dot``: z = LN(GELU(Wx + b)), logit_v = z·E[v] + β_v with the input table E. ``linear``: Linear H→H,
-    GELU, LN, Linear H→V+1. GELU is the tanh approximation.
-
-    Parameters
-    ----------
-    num_items
-        V.
-    hidden_size
-        H.
-    kind
-        ``"dot"`` or ``"linear"``.
-    layer_norm
-        Whether the LN is there.
-    """
-
-    def __init__(
-        self, num_items: int, hidden_size: int, *, kind: str = "dot", layer_norm: bool = True
-    ) -> None:
-        super().__init__()
-        if kind not in ("dot", "linear"):
-            raise ValueError(f"head must be 'dot' or 'linear', got {kind!r}")
-        self.kind = kind
-        self.transform = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size) if layer_norm else nn.Identity()
-        if kind == "dot":
-            self.output_bias = nn.Parameter(torch.zeros(num_items + 1))
-        else:
-            self.output = nn.Linear(hidden_size, num_items + 1)
-
-    def forward(self, hidden: Tensor, table: Tensor, items: Tensor | None = None) -> Tensor:
-        """Logits of all classes (…, V+1), or of ``items``.
-
-        Parameters
-        ----------
-        hidden
-            (…, H).
-        table
-            The token table (V+2, H); the linear head does not read it.
-        items
-            None, or int64 (B, C) with ``hidden`` (B, H): then the result is (B, C).
-        """
-        z = self.norm(F.gelu(self.transform(hidden), approximate="tanh"))
-        weight, bias = (
-            (table, self.output_bias) if self.kind == "dot" else (self.output.weight, self.output.bias)
-        )
-        if items is None:
-            return F.linear(z, weight[: bias.shape[0]], bias)
-        return torch.einsum("bh,bch->bc", z, F.embedding(items, weight)) + bias[items]
 
 
 def labelled_rows(batch: Mapping[str, Tensor], num_items: int) -> Tensor:
