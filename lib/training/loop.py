@@ -1,219 +1,48 @@
-"""The one training loop: progress, checkpoint and resume, early stopping, device, several processes.
+"""The one training loop: progress, checkpoint and resume, evaluation and early stopping, processes.
 
-Every arm of every chapter is trained by `fit`, so that arms differ in their model and data only.
-A batch is a function of the step number, which is what lets a killed training continue with the very
-batches it would have seen.
+`run_steps` runs a step, which is a function of its number over any modules and optimisers, and can be killed
+and started again at any moment. `GradientStep` is the step of all but adversarial trainings, and `fit` runs
+it: arms of a chapter that are trained by `fit` differ in their model and data only. A batch is a function of
+the step's number, which is what lets a killed training continue with the very batches it would have seen.
 """
+
+from __future__ import annotations
 
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lib.files import replacing
+from lib.training import checkpoints
+from lib.training.checkpoints import Stateful
+from lib.training.progress import LOG_EVERY, Evaluation, History, Progress
+
+__all__ = [
+    "LOG_EVERY", "Batch", "Evaluation", "GradientStep", "History",
+    "fit", "run_steps", "seeded", "shard", "warmup_cosine",
+]  # fmt: skip
 
 logger = logging.getLogger("lib.training.loop")
 
 Batch = Mapping[str, Tensor]
 
 
-@dataclass
-class History:
-    """What a training left behind.
-
-    Attributes
-    ----------
-    losses
-        Rows of ``step`` and ``loss``: the mean training loss since the previous row.
-    evaluations
-        Rows of ``step`` and whatever the ``evaluate`` function returned.
-    best_step
-        Step whose weights the model holds now (the last step if nothing was monitored).
-    steps
-        Steps taken; fewer than asked for when patience ran out.
-    seconds
-        Wall time of training and evaluation, over all interrupted attempts.
-    """
-
-    losses: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best_step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the evaluations, one row per evaluated step."""
-        return pd.DataFrame(self.evaluations)
-
-
 def seeded(seed: int) -> None:
-    """Seed Python, NumPy and torch, so that what is built next is a function of ``seed``."""
+    """Seed Python, NumPy and torch, so that what is built next is a function of ``seed`` (0..2**32 - 1)."""
     Fabric.seed_everything(seed, verbose=False)
 
 
 def shard(batch: Batch, rank: int, world_size: int) -> Batch:
     """Return the rows ``rank``, ``rank + world_size``, … of a batch: the share of one process."""
     return batch if world_size == 1 else {key: value[rank::world_size] for key, value in batch.items()}
-
-
-def fit(
-    model: nn.Module,
-    batch_at: Callable[[int], Batch],
-    *,
-    steps: int,
-    learning_rate: float = 1e-3,
-    clip_norm: float = 5.0,
-    optimizer: torch.optim.Optimizer | None = None,
-    schedule: Callable[[int], float] | None = None,
-    after_step: Callable[[int], None] | None = None,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    evaluate_every: int = 500,
-    monitor: str | None = None,
-    patience: int | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    fabric: Fabric | None = None,
-    name: str = "model",
-) -> History:
-    """Train a model in place, and leave it holding its best weights.
-
-    Parameters
-    ----------
-    model
-        Has ``loss(batch) -> scalar tensor``.
-    batch_at
-        Returns the batch of a step (from 0) as a dictionary of tensors; the same batch each time it is asked.
-    steps
-        Optimisation steps, at least 1.
-    learning_rate, clip_norm
-        Of Adam (unless ``optimizer`` is given), and the global norm above which gradients are scaled.
-    schedule
-        Factor on every parameter group's learning rate at a step (from 0), as `warmup_cosine` gives.
-    after_step
-        Called with the number of steps taken, right after the optimiser has moved the weights: averages of
-        weights and the like. What it keeps is not in the checkpoint.
-    evaluate
-        Called every ``evaluate_every`` steps and after the last, with the model in evaluation mode.
-    monitor
-        Key of ``evaluate``'s result, higher is better: the weights of its best step are kept.
-    patience
-        Stop when ``monitor`` has not improved for this many *steps* (not epochs: on small data an epoch is a
-        handful of steps, and masked-item models stay at chance for hundreds).
-    checkpoint
-        File to continue from when it exists. Rewritten at the end, and at evaluations that are at least
-        ``checkpoint_seconds`` apart.
-    fabric
-        Lightning Fabric for other devices, precisions or several processes. Each process takes its share of
-        the rows of every batch; gradients are averaged over processes, so a loss that is a mean over selected
-        positions weighs processes, not positions, equally.
-    name
-        Shown in progress lines and errors.
-
-    Returns
-    -------
-    History
-
-    Raises
-    ------
-    ValueError
-        A setting is out of range, or ``checkpoint`` belongs to another training.
-    FloatingPointError
-        The loss is not finite.
-    """
-    _check(steps, evaluate, evaluate_every, monitor, patience)
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # torch's own name for it; checkpoints keep it
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    wrapped.mark_forward_method("loss")
-
-    history, best, start = History(), None, 0
-    if checkpoint is not None and checkpoint.exists():
-        history, best = _restore(checkpoint, model, optimizer, name, fabric.device)
-        start = history.steps
-        logger.info("%s: continues at step %d of %d", name, start, steps)
-    if start > steps:
-        raise ValueError(f"{checkpoint} is {start} steps into {name!r}, {steps} were asked for: remove it")
-    best_value = -math.inf
-    if monitor and history.best_step:
-        best_value = next(row[monitor] for row in history.evaluations if row["step"] == history.best_step)
-    stopped = _exhausted(history, patience)
-
-    began, saved, total, counted = time.monotonic(), time.monotonic(), 0.0, 0
-    spent = history.seconds
-    bar = tqdm(
-        range(start, start if stopped else steps), initial=start, total=steps, desc=name, disable=_batch_run()
-    )
-    wrapped.train()
-    for step in bar:
-        batch = shard(batch_at(step), fabric.global_rank, fabric.world_size)
-        loss = wrapped.loss(fabric.to_device(batch))
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        if clip_norm:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-        if schedule is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step)
-        optimizer.step()
-        total, counted = total + loss.detach(), counted + 1
-        history.steps = step + 1
-        if after_step is not None:
-            after_step(history.steps)
-
-        at_end = history.steps == steps
-        if at_end or history.steps % evaluate_every == 0:
-            mean_loss = float(total) / counted
-            if not math.isfinite(mean_loss):
-                raise FloatingPointError(
-                    f"{name}: the loss is {mean_loss} in the {counted} steps before step {history.steps}; "
-                    f"lower learning_rate ({optimizer.param_groups[0]['lr']:g}) or check the batches"
-                )
-            history.losses.append({"step": history.steps, "loss": mean_loss})
-            total, counted = 0.0, 0
-            shown = {"loss": mean_loss}
-            if evaluate is not None:
-                wrapped.eval()
-                with torch.no_grad():
-                    shown |= evaluate(model)
-                wrapped.train()
-                history.evaluations.append(
-                    {"step": history.steps} | {k: v for k, v in shown.items() if k != "loss"}
-                )
-            if monitor and monitor not in shown:
-                raise ValueError(f"evaluate must return monitor={monitor!r}, got {', '.join(shown)}")
-            if monitor and shown[monitor] > best_value:
-                best_value, history.best_step = shown[monitor], history.steps
-                best = {key: value.detach().clone() for key, value in model.state_dict().items()}
-            text = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
-            logger.info("%s: step %d of %d, %s", name, history.steps, steps, text)
-            bar.set_postfix_str(text, refresh=False)
-            stopped = _exhausted(history, patience)
-            history.seconds = spent + time.monotonic() - began
-            due = time.monotonic() - saved > checkpoint_seconds
-            if checkpoint is not None and fabric.is_global_zero and (due or stopped or at_end):
-                _save(checkpoint, model, optimizer, history, best, name)
-                saved = time.monotonic()
-        if stopped:
-            break
-
-    if best is not None:
-        model.load_state_dict(best)
-    else:
-        history.best_step = history.steps
-    model.eval()
-    return history
 
 
 def warmup_cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Callable[[int], float]:
@@ -247,54 +76,232 @@ def warmup_cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Callabl
     return factor
 
 
-def _check(steps, evaluate, evaluate_every, monitor, patience) -> None:
-    if steps < 1 or evaluate_every < 1:
-        raise ValueError(f"steps and evaluate_every must be at least 1, got {steps} and {evaluate_every}")
-    if monitor is not None and evaluate is None:
-        raise ValueError(f"monitor={monitor!r} needs an evaluate function that returns it")
-    if patience is not None and (monitor is None or patience < evaluate_every):
-        raise ValueError(
-            f"patience counts steps since monitor improved: it needs a monitor and at least "
-            f"evaluate_every={evaluate_every} steps, got patience={patience}, monitor={monitor!r}"
-        )
+class GradientStep:
+    """One step of gradient descent on a loss, as `run_steps` takes it.
+
+    Parameters
+    ----------
+    model
+        Has ``loss(batch) -> scalar tensor``.
+    batch_at
+        Returns the batch of a step (from 0) as a dictionary of tensors; the same batch each time it is asked.
+    optimizer
+        Of the model's parameters; None for Adam.
+    learning_rate
+        Of Adam.
+    schedule
+        Factor on every parameter group's learning rate at a step (from 0), as `warmup_cosine` gives.
+    clip_norm
+        Global norm above which gradients are scaled down to it; 0 for none.
+    after_step
+        Called with the number of steps taken, right after the optimiser has moved the weights: averages of
+        weights and the like. What it changes belongs in the training's state.
+    fabric
+        Lightning Fabric for other devices, precisions or several processes. Each process takes its share of
+        the rows of every batch; gradients are averaged over processes, so a loss that is a mean over selected
+        positions weighs processes, not positions, equally.
+
+    Attributes
+    ----------
+    state : dict of str to Stateful
+        What a checkpoint must hold: ``model``, ``optimizer`` and ``precision`` (the loss scale of float16).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_at: Callable[[int], Batch],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        learning_rate: float = 1e-3,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float = 5.0,
+        after_step: Callable[[int], None] | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # torch's own name for it; checkpoints keep it
+        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        self.model.mark_forward_method("loss")
+        self.batch_at, self.schedule = batch_at, schedule
+        self.clip_norm, self.after_step = clip_norm, after_step
+        precision = self.fabric.strategy.precision
+        self.state = {"model": model, "optimizer": self.optimizer, "precision": precision}
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Take the step of this number (from 0), and return its loss."""
+        batch = shard(self.batch_at(number), self.fabric.global_rank, self.fabric.world_size)
+        loss = self.model.loss(self.fabric.to_device(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        if self.clip_norm:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
+            )
+        if self.schedule is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule(number)
+        self.optimizer.step()
+        if self.after_step is not None:
+            self.after_step(number + 1)
+        return {"loss": loss}
 
 
-def _exhausted(history: History, patience: int | None) -> bool:
-    return patience is not None and history.steps - history.best_step >= patience
+def fit(
+    model: nn.Module,
+    batch_at: Callable[[int], Batch],
+    *,
+    steps: int,
+    evaluation: Evaluation | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    fabric: Fabric | None = None,
+    name: str = "model",
+    also: Mapping[str, Stateful] | None = None,
+    **options: Any,
+) -> History:
+    """Train a model in place by gradient descent, and leave it in evaluation mode with its best weights.
+
+    Parameters
+    ----------
+    model, batch_at
+        As for `GradientStep`.
+    steps, evaluation, checkpoint, checkpoint_seconds, name
+        As for `run_steps`. The evaluation's function takes the model.
+    fabric
+        Of both: the device, the precision and the processes.
+    also
+        What else is saved and resumed with the training: averages of weights, instability samples, samplers.
+    **options
+        ``learning_rate``, ``optimizer``, ``schedule``, ``clip_norm`` and ``after_step`` of `GradientStep`.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError, FloatingPointError
+        As `run_steps`.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    step = GradientStep(model, batch_at, fabric=fabric, **options)
+    if clash := step.state.keys() & (also or {}).keys():
+        raise ValueError(f"also must not hold {', '.join(sorted(clash))}: fit saves its own under that name")
+    model.train()
+    history = run_steps(
+        step,
+        steps,
+        state=step.state | dict(also or {}),
+        evaluation=evaluation,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+        fabric=fabric,
+        name=name,
+    )
+    model.eval()
+    return history
+
+
+def run_steps(
+    step: Callable[[int], Mapping[str, Tensor]],
+    steps: int,
+    *,
+    state: Mapping[str, Stateful],
+    evaluation: Evaluation | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    fabric: Fabric | None = None,
+    name: str = "training",
+) -> History:
+    """Run the steps of a training; killed at any moment and called again, it ends as if never killed.
+
+    Parameters
+    ----------
+    step
+        Takes the step of a number (from 0), whatever that is, and returns scalars to be logged, its losses.
+    steps
+        How many, at least 1.
+    state
+        All that the steps change, by name: modules, optimisers, averages of weights, samplers. Modules train
+        in the mode that they are given in, and are put into evaluation mode for evaluations only.
+    evaluation
+        None: the losses alone are logged, every `LOG_EVERY` steps.
+    checkpoint
+        File to continue from when it exists. Rewritten at the end, and after steps that are at least
+        ``checkpoint_seconds`` apart. None: no file.
+    fabric
+        The Lightning Fabric that the step works with, if any: its device, and which process writes.
+    name
+        Shown in progress lines and errors, and kept in the checkpoint, which no other training may continue.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        A setting is out of range, the state cannot be saved, or ``checkpoint`` belongs to another training.
+    FloatingPointError
+        A loss or the monitored number is not finite.
+
+    Examples
+    --------
+    Two networks that play against each other, each with its optimiser:
+
+    >>> def step(number):  # doctest: +SKIP
+    ...     real = batch_at(number)["images"]
+    ...     fake = generator(torch.randn(len(real), 16))
+    ...     critic_loss = F.softplus(critic(fake.detach())).mean() + F.softplus(-critic(real)).mean()
+    ...     critic_optimizer.zero_grad()
+    ...     critic_loss.backward()
+    ...     critic_optimizer.step()
+    ...     generator_loss = F.softplus(-critic(fake)).mean()
+    ...     generator_optimizer.zero_grad()
+    ...     generator_loss.backward()
+    ...     generator_optimizer.step()
+    ...     return {"critic": critic_loss, "generator": generator_loss}
+    >>> networks = {"generator": generator, "critic": critic}  # doctest: +SKIP
+    >>> optimizers = {"generator's": generator_optimizer, "critic's": critic_optimizer}  # doctest: +SKIP
+    >>> run_steps(
+    ...     step, 10_000, state=networks | optimizers, evaluation=Evaluation(distance, of=("generator",))
+    ... )  # doctest: +SKIP
+    """
+    progress = Progress(name, steps, state, evaluation)
+    if "progress" in state:
+        raise ValueError("the state must not hold 'progress': the loop saves its own under that name")
+    everything = dict(state) | {"progress": progress}
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    if checkpoint is not None:
+        checkpoints.check_readable(state)
+        if checkpoint.exists():
+            checkpoints.restore(checkpoint, name, everything, fabric.device)
+            taken = progress.history.steps
+            if taken > steps:
+                raise ValueError(
+                    f"{checkpoint} is {taken} steps into {name!r}, {steps} were asked for: remove it"
+                )
+            progress.close_if_due()  # another evaluation may be asked for than before
+            logger.info("%s: continues at step %d of %d", name, taken, steps)
+
+    saved, quiet = time.monotonic(), _batch_run() or not fabric.is_global_zero
+    with tqdm(initial=progress.history.steps, total=steps, desc=name, disable=quiet) as bar:
+        while not progress.ended:
+            progress.add(step(progress.history.steps))
+            progress.close_if_due()
+            bar.set_postfix_str(progress.text, refresh=False)
+            bar.update()
+            late = time.monotonic() - saved >= checkpoint_seconds
+            if checkpoint is not None and fabric.is_global_zero and (late or progress.ended):
+                progress.mean_losses()  # not finite: the checkpoint before is the one to go on from
+                checkpoints.save(checkpoint, name, everything)
+                saved = time.monotonic()
+    return progress.finish()
 
 
 def _batch_run() -> bool:
     """Progress bars would fill the log of a batch run; its log has a line per evaluation instead."""
     return "COMPANION_RUN" in os.environ or "PYTEST_CURRENT_TEST" in os.environ
-
-
-def _save(path: Path, model, optimizer, history: History, best, name: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "name": name,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "best": best,
-        "history": asdict(history),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all(),
-    }
-    with replacing(path) as file:
-        torch.save(state, file)
-
-
-def _restore(path: Path, model, optimizer, name: str, device) -> tuple[History, dict | None]:
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["name"] != name:
-            raise ValueError(f"it belongs to {state['name']!r}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"].cpu())
-        torch.cuda.set_rng_state_all([value.cpu() for value in state["random_cuda"]])
-    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} is no checkpoint of {name!r} ({reason}): remove it to train anew"
-        ) from error
-    return History(**state["history"]), state["best"]

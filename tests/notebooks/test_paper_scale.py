@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from lib.data.interactions import InteractionLog
 from lib.data.movielens import ML_1M
 from lib.runs.request import read_chapter, resolve
-from lib.training.loop import fit, seeded
+from lib.training.loop import Evaluation, fit, seeded
 
 USERS, ITEMS, EVENTS, DAYS = 6040, 3416, 999_611, 1040  # of MovieLens-1M once rare items are dropped
 RARE_ITEMS, RARE_EVENTS = 290, 598  # what is dropped: films with fewer than five ratings
@@ -108,8 +108,7 @@ def test_two_steps_at_full_model_size(chapter, arm):
         model,
         windows.batch,
         steps=2,
-        evaluate_every=1,
-        evaluate=lambda model: {"loss of the first batch": model.loss(batch).item()},
+        evaluation=Evaluation(lambda model: {"loss of the first batch": model.loss(batch).item()}, every=1),
         learning_rate=chapter["learning_rate"],
         fabric=Fabric(accelerator="cpu", devices=1),
         name=arm,

@@ -1,8 +1,6 @@
 """The training loop: it optimises, resumes exactly, keeps the best weights, counts patience in steps."""
 
 import math
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.training.loop import History, fit, seeded, shard, warmup_cosine
+from lib.training.loop import Evaluation, History, fit, seeded, shard, warmup_cosine
 
 
 class Line(nn.Module):
@@ -36,10 +34,16 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+def every(steps, function=lambda model: {}, **options):
+    return Evaluation(function, every=steps, **options)
+
+
 def trained(**options):
     seeded(3)
     model = Line()
-    history = fit(model, batch_at, **({"steps": 60, "evaluate_every": 20, "learning_rate": 0.05} | options))
+    history = fit(
+        model, batch_at, **({"steps": 60, "evaluation": every(20), "learning_rate": 0.05} | options)
+    )
     return model, history
 
 
@@ -118,7 +122,7 @@ def test_clipping_limits_the_update():
 def test_training_solves_least_squares_and_is_a_function_of_the_seed():
     seeded(1)
     model = Line(dropout=0)
-    history = fit(model, batch_at, steps=600, learning_rate=0.05, evaluate_every=100)
+    history = fit(model, batch_at, steps=600, learning_rate=0.05, evaluation=every(100))
     torch.testing.assert_close(weights(model), torch.ones(5), atol=1e-2, rtol=0)
     assert history.losses[-1]["loss"] < 1e-3 < history.losses[0]["loss"]
     assert torch.equal(weights(trained()[0]), weights(trained()[0]))
@@ -144,7 +148,7 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path, killed_at):
             Line(),
             dies,
             steps=60,
-            evaluate_every=20,
+            evaluation=every(20),
             learning_rate=0.05,
             checkpoint=file,
             checkpoint_seconds=0,
@@ -156,12 +160,12 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path, killed_at):
         model,
         lambda step: asked.append(step) or batch_at(step),
         steps=60,
-        evaluate_every=20,
+        evaluation=every(20),
         learning_rate=0.05,
         checkpoint=file,
     )
     assert torch.equal(weights(model), weights(whole))
-    assert asked[0] == killed_at // 20 * 20 and history.steps == 60
+    assert asked[0] == killed_at and history.steps == 60
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -173,32 +177,6 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     assert again_history.losses == history.losses
 
 
-def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
-    file = tmp_path / "line.pt"
-    script = textwrap.dedent(
-        """
-        import os, sys, torch, pathlib
-        from torch import nn
-        from lib.training.loop import fit, seeded
-        class Line(nn.Module):
-            def __init__(self):
-                super().__init__(); self.weight = nn.Linear(512, 512)
-            def loss(self, batch): return self.weight(batch["x"]).pow(2).mean()
-        torch.set_num_threads(1); seeded(0)
-        fit(Line(), lambda s: {"x": torch.ones(2, 512)}, steps=10**6, evaluate_every=1,
-            checkpoint=pathlib.Path(sys.argv[1]), checkpoint_seconds=0)
-        """
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, str(file)], env=os.environ | {"COMPANION_RUN": "1"}
-    )
-    while not file.exists():
-        assert child.poll() is None
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert set(torch.load(file, weights_only=True)) >= {"model", "optimizer", "history", "random"}
-
-
 def test_the_best_weights_are_kept_and_patience_counts_steps():
     values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
     snapshots = []
@@ -207,7 +185,7 @@ def test_the_best_weights_are_kept_and_patience_counts_steps():
         snapshots.append(weights(model).clone())
         return {"metric": next(values)}
 
-    model, history = trained(steps=200, evaluate=evaluate, monitor="metric", patience=40)
+    model, history = trained(steps=200, evaluation=every(20, evaluate, monitor="metric", patience=40))
     assert (history.best_step, history.steps) == (40, 80)
     assert torch.equal(weights(model), snapshots[1])
     assert list(history.to_frame()["metric"]) == [0.1, 0.5, 0.4, 0.3]
@@ -225,25 +203,42 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
 
     file = tmp_path / "line.pt"
     with pytest.raises(
-        FloatingPointError, match="line: the loss is nan .* before step 40; lower learning_rate"
+        FloatingPointError, match="line: the loss is nan in the 11 steps before step 31; lower learning_rate"
     ):
-        fit(Line(), poisoned, steps=60, evaluate_every=20, checkpoint=file, checkpoint_seconds=0, name="line")
-    assert torch.load(file, weights_only=True)["history"]["steps"] == 20
+        fit(
+            Line(),
+            poisoned,
+            steps=60,
+            checkpoint=file,
+            checkpoint_seconds=0,
+            name="line",
+            evaluation=every(20),
+        )
+    assert torch.load(file, weights_only=True)["state"]["progress"]["history"]["steps"] == 30
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "at least 1"),
-        ({"monitor": "metric", "evaluate": lambda model: {"m": 0}}, "monitor='metric', got loss, m"),
-        ({"monitor": "metric"}, "needs an evaluate function"),
+        ({"monitor": "metric"}, "monitor='metric', got m"),
+        ({"every": 0}, "every must be at least 1 step, got 0"),
         ({"patience": 100}, "needs a monitor"),
-        ({"patience": 5, "monitor": "m", "evaluate": lambda model: {"m": 0}}, "evaluate_every=20"),
+        ({"patience": 5, "monitor": "m"}, "every=20 steps, got patience=5, monitor='m'"),
+        ({"of": "model"}, "of is a tuple of names, got 'model'"),
+        ({"of": ("generator",)}, "the evaluation is of generator; the modules of the state are model"),
+        ({"function": lambda model: {"m": [1, 2]}}, "must return numbers, got m: list"),
     ],
 )
-def test_bad_settings_are_refused(options, message):
+def test_bad_evaluations_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        trained(**options)
+        trained(evaluation=Evaluation(**({"function": lambda model: {"m": 0}, "every": 20} | options)))
+
+
+def test_bad_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        trained(steps=0)
+    with pytest.raises(ValueError, match="also must not hold model: fit saves its own"):
+        trained(also={"model": Line()})
 
 
 def test_foreign_and_broken_checkpoints_are_refused(tmp_path):
@@ -265,10 +260,11 @@ def test_a_checkpoint_of_a_longer_training_is_refused(tmp_path):
 
 
 def test_a_resumed_training_remembers_its_best_value(tmp_path):
-    """Even if a later evaluation was not a number."""
+    """Even if a later evaluation was minus infinity."""
     file = tmp_path / "line.pt"
-    values = iter([0.5, float("nan"), 0.4, 0.6])
-    options = {"monitor": "m", "evaluate": lambda model: {"m": next(values)}, "checkpoint": file}
+    values = iter([0.5, -math.inf, 0.4, 0.6])
+    evaluation = every(20, lambda model: {"m": next(values)}, monitor="m")
+    options = {"evaluation": evaluation, "checkpoint": file}
     trained(steps=40, **options)
     _, history = trained(steps=60, **options)
     assert history.best_step == 20
@@ -305,7 +301,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
             fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy=sys.argv[2])
             fabric.launch(); seeded(0)
             model = Line()
-            fit(model, batch_at, steps=30, learning_rate=0.05, evaluate_every=10, fabric=fabric)
+            fit(model, batch_at, steps=30, learning_rate=0.05, fabric=fabric)
             if fabric.is_global_zero: torch.save(model.state_dict(), sys.argv[3])
             """
         )
