@@ -4,10 +4,10 @@ Source: S. M. Cho, E. Park and S. Yoo, "MEANTIME: Mixture of Attention Mechanism
 Embeddings for Sequential Recommendation", RecSys 2020, doi 10.1145/3383313.3412216, arXiv 2008.08273; details
 by the authors' code (github.com/SungMinCho/MEANTIME, commit a9ca2e7; no licence, nothing of it is copied).
 
-In reading order: the attention, the block, the model. Beside the lines stand shapes: B sequences, T positions,
-H channels, h = La + Lr heads (absolute, then relative) of d = H/h channels, V items, n rows of the flattened
-(B, T). The logits of relative heads are made in `lib.models.recommenders.relative_attention`; loss and scores,
-which are BERT4Rec's too, in `lib.models.recommenders.cloze`.
+In reading order: the attention, the block, the model. Shapes beside the lines: B sequences, T positions, H
+channels, h = La + Lr heads (absolute, then relative) of d = H/h channels, V items, n rows of the flattened
+(B, T). The logits of relative heads are made in `lib.models.recommenders.relative_attention`, loss and scores
+in `lib.models.recommenders.cloze`.
 """
 
 from __future__ import annotations
