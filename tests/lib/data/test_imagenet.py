@@ -1,5 +1,7 @@
 """The loader of image folders, on a made-up ImageNet of real JPEG files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,35 @@ def test_a_batch_is_a_function_of_seed_and_step(root):
     assert all(torch.equal(first[key], again[key]) for key in first)
     other = images.batches(5, seed=2).batch(3)
     assert not torch.equal(first["images"], other["images"])
+
+
+def test_another_seed_and_another_epoch_give_another_order(root):
+    """Each file is its own class here, so that the labels alone say which pictures came."""
+    images = ImageFolder.of(root / "imagenet" / "train", SMALL)
+    images = replace(images, labels=torch.arange(len(images)))
+
+    def order(seed, epoch):
+        batches = images.batches(4, seed=seed)
+        return [n for step in range(3) for n in batches.batch(3 * epoch + step)["labels"].tolist()]
+
+    assert order(1, 0) == order(1, 0) and sorted(order(1, 0)) == list(range(12))
+    assert order(0, 0) != order(1, 0) != order(2, 0)
+    assert order(1, 0) != order(1, 1)
+
+
+def test_another_seed_step_and_place_give_another_crop(root):
+    """One file over and over, so that whatever the order, only the crops differ."""
+    images = ImageFolder.of(root / "imagenet" / "train", SMALL)
+    images = replace(images, files=images.files[:1] * 8, labels=torch.zeros(8, dtype=torch.int64))
+
+    def crops(seed, step):
+        return images.batches(4, seed=seed).batch(step)["images"]
+
+    assert torch.equal(crops(1, 0), crops(1, 0))
+    for seed, step in ((0, 0), (2, 0), (1, 1), (1, 2)):  # the last one is in another epoch
+        assert not torch.equal(crops(1, 0), crops(seed, step))
+    first, *others = crops(1, 0)
+    assert not any(torch.equal(first, other) for other in others)
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_labels_belong_to_images(root):

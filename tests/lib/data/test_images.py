@@ -1,5 +1,7 @@
 """Image sets and their batches: pixels keep their place, batches are a function of the step."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -38,6 +40,47 @@ def test_a_batch_is_a_function_of_seed_and_step(batch_size, seed, step):
         batches.batch(other)
     again = source.batches(batch_size, **options).batch(step)
     assert all(torch.equal(value, again[name]) for name, value in batches.batch(step).items())
+
+
+def order(seed, **options):
+    """Which images a first epoch shows, in order: their number is in every pixel, flipped or not."""
+    batches = numbered(60).batches(20, seed=seed, **options)
+    pixels = torch.cat([batches.batch(step)["images"][:, 0, 0, 0] for step in range(3)])
+    return (255 * pixels).round().long()
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}])
+def test_another_seed_gives_another_order(options):
+    assert torch.equal(order(1, **options), order(1, **options))
+    assert not torch.equal(order(1, **options), order(2, **options))
+    assert not torch.equal(order(0, **options), order(1, **options))
+
+
+def augmented(seed, step, **options):
+    """A batch of one picture, over and over: whatever the order, only the augmentation is seen."""
+    picture = torch.arange(1, 17, dtype=torch.uint8).reshape(1, 1, 4, 4)
+    source = ImageSet(picture.expand(100, 1, 4, 4).contiguous(), torch.zeros(100, dtype=torch.int64))
+    return source.batches(50, seed=seed, **options).batch(step)["images"]
+
+
+AUGMENTATIONS = pytest.mark.parametrize(
+    "options", [{"flip": True}, {"shift": 1}, {"flip": True, "shift": 1}], ids=["flip", "shift", "both"]
+)
+
+
+@AUGMENTATIONS
+def test_another_seed_gives_another_augmentation(options):
+    assert torch.equal(augmented(1, 0, **options), augmented(1, 0, **options))
+    assert not torch.equal(augmented(1, 0, **options), augmented(2, 0, **options))
+    assert not torch.equal(augmented(0, 0, **options), augmented(1, 0, **options))
+    assert torch.equal(augmented(1, 0), augmented(2, 0)), "or it is not the augmentation alone that differs"
+
+
+@AUGMENTATIONS
+def test_another_step_gives_another_augmentation(options):
+    """The same picture is flipped and shifted anew at each step of an epoch (two here), and in each epoch."""
+    steps = [augmented(1, step, **options) for step in range(4)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(steps, 2))
 
 
 def test_an_epoch_shows_every_image_once_and_epochs_differ():

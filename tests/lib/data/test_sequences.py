@@ -210,6 +210,83 @@ def test_batches_are_a_function_of_seed_and_step(make):
         one.batch(-1)
 
 
+# Which windows come, and what is drawn for them, are separate random streams; each is tested alone: the order
+# by what does not depend on the draws, the draws by batches of the same windows in the same order.
+
+ONE = make_log([30], num_items=30)
+TWO = make_log([30, 30], num_items=60)
+SHORT = make_log([4], num_items=4)  # of two training events one can only predict the second
+
+
+def next_item(log=LOG, seed=3, **changes):
+    options = {"max_length": 10, "stride": 4, "batch_size": 8} | changes
+    return NextItemTraining(log, seed=seed, **options)
+
+
+def prefixes(log=LOG, seed=3, **changes):
+    return PrefixTraining(log, seed=seed, **{"max_length": 10, "stride": 4, "batch_size": 8} | changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (cloze, lambda batch: (batch["users"], batch["timestamps"], restore(batch))),
+        (next_item, lambda batch: (batch["users"], batch["tokens"], batch["labels"])),
+        (prefixes, lambda batch: (batch["users"],)),
+    ],
+    ids=["cloze", "next item", "prefixes"],
+)
+def test_another_seed_or_step_gives_other_windows(make, seen):
+    def windows(seed, step):
+        return [part.tolist() for part in seen(make(seed=seed).batch(step))]
+
+    assert windows(3, 0) == windows(3, 0)
+    for seed, step in ((2, 0), (4, 0), (0, 0), (3, 1), (3, 2)):
+        assert windows(3, 0) != windows(seed, step), (seed, step)
+
+
+ONE_EACH = {"max_length": 30, "stride": 30}
+
+
+@pytest.mark.parametrize(
+    ("make", "same", "drawn"),
+    [
+        (lambda seed: ClozeTraining(ONE, seed=seed, batch_size=4, **ONE_EACH), "timestamps", "tokens"),
+        (lambda seed: next_item(ONE, seed, batch_size=4, **ONE_EACH), "tokens", "negatives"),
+        (
+            lambda seed: next_item(TWO, seed, batch_size=2, **ONE_EACH, negatives="pool", pool_size=9),
+            "tokens",
+            "negatives",
+        ),
+        (lambda seed: prefixes(ONE, seed, batch_size=8, **ONE_EACH), "users", "labels"),
+        (lambda seed: prefixes(SHORT, seed, batch_size=40), "labels", "negatives"),
+    ],
+    ids=["masks", "negatives", "from a pool", "prefixes", "their negatives"],
+)
+@pytest.mark.parametrize("varied", ["seed", "step"])
+def test_another_seed_or_step_gives_other_draws(make, same, drawn, varied):
+    batches = [make(n).batch(0) if varied == "seed" else make(3).batch(n) for n in range(10)]
+    draws = {}
+    for batch in batches:
+        draws.setdefault(str(batch[same].tolist()), []).append(str(batch[drawn].tolist()))
+    assert len(draws) <= 2, "too few batches of the same windows to compare"
+    for compared in draws.values():
+        assert len(compared) > 1 and len(set(compared)) == len(compared)
+
+
+def test_another_seed_gives_other_pools():
+    log = make_log([12, 9, 5], num_items=26)
+    users = np.repeat(np.arange(1, 4), 200)
+
+    def pool(seed):
+        drawn = TrainingNegatives(log, "pool", pool_size=5, pool_seed=seed).draw(
+            np.random.default_rng(0), users
+        )
+        return [sorted(set(drawn[users == user].tolist())) for user in (1, 2, 3)]
+
+    assert pool(1) == pool(1) and pool(1) != pool(2)
+
+
 @pytest.mark.parametrize(("split", "held_out"), [("test", 1), ("validation", 2)])
 @pytest.mark.parametrize("target_time", ["seen", "blinded"])
 def test_cloze_evaluation(split, held_out, target_time):

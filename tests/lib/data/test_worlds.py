@@ -65,7 +65,9 @@ def test_batches_are_a_function_of_seed_split_and_step():
     again = GapWorld(seed=3).batch(5, 4)
     assert all(torch.equal(again[key], value) for key, value in world.batch(5, 4).items())
     others = [world.batch(6, 4), GapWorld(seed=4).batch(5, 4), world.batch(5, 4, split="test")]
-    assert not any(torch.equal(again["tokens"], other["tokens"]) for other in others)
+    for key in ("tokens", "timestamps", "days", "target"):
+        assert not any(torch.equal(again[key], other[key]) for other in others), key
+    assert not torch.equal(GapWorld(seed=0).batch(0, 4)["tokens"], GapWorld(seed=1).batch(0, 4)["tokens"])
     assert world.synthetic
 
 
