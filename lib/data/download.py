@@ -2,6 +2,9 @@
 
 A file is fetched once into the data folder and checked again at each use. Whatever goes wrong ends in one
 line that names the file, its address, its size, its terms and where to put it by hand.
+
+Pooch checks the hash and moves the file into its place; the transfer is ours, since pooch begins anew when a
+connection breaks, and knows one address per file.
 """
 
 from __future__ import annotations

@@ -26,49 +26,11 @@ import numpy as np
 import torch
 
 from lib.data.interactions import InteractionLog
-from lib.data.negatives import TrainingNegatives, held_out_events, history_mask, sample_negatives
-
-__all__ = [
-    "ClozeTraining",
-    "NextItemTraining",
-    "PrefixTraining",
-    "evaluation_batches",
-    "history_mask",
-    "personalised_timestamps",
-    "sample_negatives",
-    "window_ends",
-]
+from lib.data.negatives import TrainingNegatives, held_out_events
+from lib.data.windows import Windows, left_padded, right_padded
 
 Batch = dict[str, torch.Tensor]
-_ORDER, _MASKS, _PREFIXES, _NEGATIVES = range(4)  # one independent random stream for each
-
-
-def window_ends(lengths: np.ndarray, *, max_length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where training windows end, for histories of `lengths` events.
-
-    A history of n events gives windows that end (exclusively) at n, n - stride, n - 2 stride, ... as long as
-    that is at least `max_length`; a shorter one gives a single window.
-
-    Parameters
-    ----------
-    lengths : array (N,) of int
-        Events of each history.
-    max_length, stride : int
-        Events of a window, and between the ends of two; at least 1.
-
-    Returns
-    -------
-    rows : array (W,)
-        Row of `lengths` that each window belongs to.
-    ends : array (W,)
-        Its end.
-    """
-    if max_length < 1 or stride < 1:
-        raise ValueError(f"expected max_length and stride of at least 1, got {max_length} and {stride}")
-    counts = np.maximum(lengths - max_length, 0) // stride + 1
-    rows = np.repeat(np.arange(len(lengths)), counts)
-    index = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, lengths[rows] - stride * index
+_MASKS, _PREFIXES, _NEGATIVES = 1, 2, 3  # one independent random stream for each; 0 is the order of windows
 
 
 def personalised_timestamps(log: InteractionLog) -> np.ndarray:
@@ -135,18 +97,18 @@ class ClozeTraining:
         log.require_events(3, "leave-one-out")
         self.log, self.max_length, self.seed = log, max_length, seed
         self.mask_probability = mask_probability
-        self._windows = _Windows(log, max_length, stride, batch_size, seed)
+        self.windows = Windows(log, max_length, stride, batch_size, seed)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the windows, at least 1."""
-        return self._windows.steps_per_epoch
+        return self.windows.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
         """tokens, timestamps, days, labels (B, T), 0 where padded or, for labels, not selected; users
         (B,)."""
-        users, ends = self._windows.at(step)
-        events, real = _left_padded(self.log, users, ends, self.max_length)
+        users, ends = self.windows.at(step)
+        events, real = left_padded(self.log, users, ends, self.max_length)
         items = self.log.item[events] * real
         rng = _stream(_MASKS, self.seed, step)
         # One uniform number decides both whether a position is selected and what becomes of it.
@@ -199,18 +161,18 @@ class NextItemTraining:
         self.log, self.max_length, self.seed = log, max_length, seed
         self._clock = personalised_timestamps(log) if personalised else log.timestamp
         self._negatives = TrainingNegatives(log, negatives, pool_size=pool_size)
-        self._windows = _Windows(log, max_length, stride, batch_size, seed)
+        self.windows = Windows(log, max_length, stride, batch_size, seed)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the windows, at least 1."""
-        return self._windows.steps_per_epoch
+        return self.windows.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
         """tokens, timestamps, labels (the next item), negatives (one each) (B, T), 0 where padded; users
         (B,)."""
-        users, ends = self._windows.at(step)
-        events, real = _left_padded(self.log, users, ends - 1, self.max_length)
+        users, ends = self.windows.at(step)
+        events, real = left_padded(self.log, users, ends - 1, self.max_length)
         negatives = np.zeros(events.shape, dtype=np.int64)
         owners = np.broadcast_to(users[:, None], events.shape)[real]
         negatives[real] = self._negatives.draw(_stream(_NEGATIVES, self.seed, step), owners)
@@ -258,20 +220,20 @@ class PrefixTraining:
         log.require_events(4, "prefix training with leave-one-out")
         self.log, self.context_length, self.seed = log, context_length, seed
         self._negatives = TrainingNegatives(log, negatives, pool_size=pool_size)
-        self._windows = _Windows(log, max_length, stride, batch_size, seed)
+        self.windows = Windows(log, max_length, stride, batch_size, seed)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the windows, at least 1."""
-        return self._windows.steps_per_epoch
+        return self.windows.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
         """tokens (B, context_length); labels, negatives, users (B,)."""
-        users, _ = self._windows.at(step)
+        users, _ = self.windows.at(step)
         training = self.log.user_counts[users - 1] - 2
         label = _stream(_PREFIXES, self.seed, step).integers(1, training)
         return _tensors(
-            tokens=self.log.item[_context(self.log, users, label, self.context_length)],
+            tokens=self.log.item[right_padded(self.log, users, label, self.context_length)],
             labels=self.log.item[self.log.offsets[users] + label],
             negatives=self._negatives.draw(_stream(_NEGATIVES, self.seed, step), users),
             users=users,
@@ -336,10 +298,10 @@ def evaluation_batches(
         target = log.item[log.offsets[users] + position]
         if view == "context":
             yield _tensors(
-                tokens=log.item[_context(log, users, position, max_length)], users=users, target=target
+                tokens=log.item[right_padded(log, users, position, max_length)], users=users, target=target
             )
             continue
-        events, real = _left_padded(log, users, position + (view == "cloze"), max_length)
+        events, real = left_padded(log, users, position + (view == "cloze"), max_length)
         tokens = log.item[events] * real
         if view == "cloze":
             tokens[:, -1] = log.num_items + 1
@@ -352,55 +314,6 @@ def evaluation_batches(
             users=users,
             target=target,
         )
-
-
-class _Windows:
-    """The training windows of a log in an endless shuffled order."""
-
-    def __init__(self, log: InteractionLog, max_length: int, stride: int, batch_size: int, seed: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        rows, self._ends = window_ends(log.user_counts - 2, max_length=max_length, stride=stride)
-        self._users = rows + 1
-        self._batch_size, self._seed = batch_size, seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self._ends) // self._batch_size)
-
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) users and (B,) window ends of batch `step`."""
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
-        count = len(self._ends)
-        epochs, places = np.divmod(np.arange(step * self._batch_size, (step + 1) * self._batch_size), count)
-        wanted = range(int(epochs[0]), int(epochs[-1]) + 1)
-        self._orders = {epoch: self._order(epoch) for epoch in wanted}  # kept for the next step, not grown
-        orders = np.stack([self._orders[epoch] for epoch in wanted])
-        chosen = orders[epochs - epochs[0], places]
-        return self._users[chosen], self._ends[chosen]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch in self._orders:
-            return self._orders[epoch]
-        return _stream(_ORDER, self._seed, epoch).permutation(len(self._ends))
-
-
-def _left_padded(
-    log: InteractionLog, users: np.ndarray, ends: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(B, length) indices of the newest events before `ends` of each user, and where they are real (else
-    index 0)."""
-    position = ends[:, None] - length + np.arange(length)
-    real = position >= 0
-    return np.where(real, log.offsets[users][:, None] + position, 0), real
-
-
-def _context(log: InteractionLog, users: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
-    """(B, length) indices of the newest events before `ends`, padded on the right by repeating the last."""
-    position = np.maximum(ends - length, 0)[:, None] + np.arange(length)
-    return log.offsets[users][:, None] + np.minimum(position, ends[:, None] - 1)
 
 
 def _stream(kind: int, seed: int, step: int) -> np.random.Generator:

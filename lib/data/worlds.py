@@ -19,7 +19,8 @@ class GapWorld:
     0, 1 or 3 with the kind of gap; the item is uniform within its genre. The last item of each sequence is to
     be predicted from the items before it and all time stamps, its own included.
 
-    A model blind to time cannot know which of three genres comes next; one that reads the last gap knows.
+    A model blind to time cannot know which of three genres comes next; one that reads the last gap knows. The
+    best Recall@k over all items is k / (3 n) for the first and k / n for the second, with n items a genre.
 
     Parameters
     ----------
@@ -56,11 +57,6 @@ class GapWorld:
     def num_days(self) -> int:
         """Rows of a table of days that covers every sequence."""
         return self.start_days + (self.length - 1) * self.gaps[-1][1] // SECONDS_PER_DAY + 1
-
-    def recall_caps(self, k: int) -> tuple[float, float]:
-        """Best possible Recall@k over all items: of a model blind to time, and of one that reads the gaps."""
-        genre_size = self.num_items // self.num_genres
-        return min(1.0, k / (len(self.gaps) * genre_size)), min(1.0, k / genre_size)
 
     def batch(self, step: int, batch_size: int, split: str = "train") -> dict[str, torch.Tensor]:
         """Fresh sequences, a pure function of (seed, split, step).

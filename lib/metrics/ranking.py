@@ -6,7 +6,7 @@ candidates. Sorting instead lets the sort's implementation decide, and a model w
 perfect or useless.
 
 For parity with MEANTIME's authors (their code, commit a9ca2e7) there is ``tie_break="raw"``, the position in
-an unstable ``argsort``, and `batch_mean`, their unweighted mean of batch means.
+an unstable ``argsort``.
 """
 
 from __future__ import annotations
@@ -137,45 +137,6 @@ def chance_level(k: int, num_candidates: int) -> tuple[float, float]:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
     better, ties = torch.tensor([0]), torch.tensor([num_candidates - 1])
     return recall_at(k, better, ties).item(), ndcg_at(k, better, ties).item()
-
-
-def batch_mean(values: Tensor, batch_size: int) -> float:
-    """Unweighted mean of batch means, as MEANTIME's authors average over users.
-
-    A short last batch weighs as much as a full one, so its users weigh more: with 6040 users in batches of
-    256, 1.68 times as much. The honest average is `mean_and_error`.
-
-    Parameters
-    ----------
-    values
-        (U,), one metric of every user, in the order of evaluation.
-    batch_size
-        Users per batch, at least 1.
-
-    Raises
-    ------
-    ValueError
-        If there is no user, or ``batch_size`` is below 1.
-    """
-    if values.ndim != 1 or len(values) == 0 or batch_size < 1:
-        raise ValueError(f"expected (U,) values and a batch size, got {tuple(values.shape)} and {batch_size}")
-    return torch.stack([batch.double().mean() for batch in values.split(batch_size)]).mean().item()
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean over users and its standard error (sample standard deviation / sqrt(U)).
-
-    The error is over users, for one trained model; differences between seeds come on top.
-
-    Raises
-    ------
-    ValueError
-        If ``values`` is not (U,) with at least 2 users.
-    """
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"expected (U,) values of at least 2 users, got {tuple(values.shape)}")
-    values = values.double()
-    return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
 def _check(k: int, better: Tensor, ties: Tensor) -> None:

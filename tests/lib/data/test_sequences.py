@@ -11,17 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.interactions import InteractionLog
-from lib.data.negatives import TrainingNegatives
+from lib.data.negatives import TrainingNegatives, history_mask, sample_negatives
 from lib.data.sequences import (
     ClozeTraining,
     NextItemTraining,
     PrefixTraining,
     evaluation_batches,
-    history_mask,
     personalised_timestamps,
-    sample_negatives,
-    window_ends,
 )
+from lib.data.windows import window_ends
 
 
 def make_log(lengths, num_items=30, seed=0, spread=10_000):
@@ -90,16 +88,16 @@ def test_cloze_windows_hold_training_events_only():
             assert batch["timestamps"][row].tolist() == padded(stamps[:end], 10)
             assert batch["days"][row].tolist() == padded(days[:end], 10)
             seen.add((user, end))
-    assert len(seen) == training.steps_per_epoch * 8 + len(training._windows._ends) % 8
+    assert len(seen) == training.steps_per_epoch * 8 + len(training.windows.ends) % 8
 
 
 def test_every_window_once_per_epoch_and_no_gap_between_epochs():
     training = cloze(batch_size=5)
-    count = len(training._windows._ends)
+    count = len(training.windows.ends)
     assert count % 5, "the epochs must not end with a batch, or nothing is tested"
     stream = []
     for step in range(3 * count // 5 + 1):
-        stream += list(zip(*(part.tolist() for part in training._windows.at(step)), strict=True))
+        stream += list(zip(*(part.tolist() for part in training.windows.at(step)), strict=True))
     epochs = [stream[start : start + count] for start in range(0, 3 * count, count)]
     assert all(len(set(epoch)) == count for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -489,7 +487,7 @@ def test_batches_cost_less_than_a_loop_over_events():
 
     def by_loop(step):
         rows = []
-        for user, end in zip(*training._windows.at(step), strict=True):
+        for user, end in zip(*training.windows.at(step), strict=True):
             where = log.events(user)
             rows.append([padded(column[where][:end], 30) for column in (log.item, log.timestamp, log.day)])
         return torch.tensor(np.array(rows))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lib.data.interactions import InteractionLog
-from lib.data.sequences import evaluation_batches, sample_negatives
+from lib.data.negatives import sample_negatives
+from lib.data.sequences import evaluation_batches
 from lib.training.recommenders import Popularity, mean_head_overlap, user_metrics
 
 EVENTS = {1: [1, 2, 3, 4], 2: [3, 1, 2, 5], 3: [5, 3, 2, 1]}
