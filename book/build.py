@@ -1,8 +1,9 @@
 """Build the book: ``python book/build.py [--scale book]``.
 
-Stages ``_build/source`` (hand-written pages, chapters as executed, fragments made from the evidence), lets
-Jupyter Book 1 render it with every warning an error, checks what came out, and only then swaps it in as
-``_build/html``. Nothing is executed or trained here: chapters come from complete runs of ``lib.run``.
+Stages ``_build/source`` (hand-written pages, chapters, fragments made from the evidence), lets Jupyter Book 1
+render it with every warning an error, checks what came out, and only then swaps it in as ``_build/html``.
+Nothing is executed or trained here: chapters are complete runs of ``lib.run`` with today's words, judged
+again by today's ledger (`lib.runs.presentation`).
 
 Unchanged staged files are not touched, so Sphinx renders only what changed. A failed or killed build leaves
 the published pages as they were and forgets Sphinx's cache, because a cached page does not repeat its
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import yaml
 from bs4 import BeautifulSoup
 from filelock import FileLock, Timeout
@@ -34,7 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from book import fragments, scorecard  # noqa: E402
-from lib.ledger.evidence import Evidence  # noqa: E402
+from lib.runs.parameters import RequestError  # noqa: E402
+from lib.runs.presentation import Presented, present  # noqa: E402
+from lib.runs.request import Request, resolve  # noqa: E402
+from lib.runs.sweep import simulation_folder  # noqa: E402
 
 DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
 GITHUB = re.compile(
@@ -152,58 +156,43 @@ def clean_notebook(text: str, name: str) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
 
 
-def find_runs(root: Path, chapters: list[str], scale: str, run_folder: Callable) -> dict[str, Path]:
-    """Folder of the complete, current run of each chapter.
+def present_runs(
+    root: Path, chapters: list[str], scale: str, resolve: Callable[..., Request], made: Path
+) -> dict[str, Presented]:
+    """The complete, current run of each chapter, as today's book shows it.
 
     Raises
     ------
     BuildError
-        A chapter has none; the message holds the command that makes it.
+        A chapter has none, or one that does not fit its ledger; the message holds the command that makes it.
     """
-    folders, problems = {}, []
+    presented, problems = {}, []
     for chapter in chapters:
         try:
-            folder = Path(run_folder(chapter, scale, root=root))
-        except (ValueError, OSError) as error:
+            request = resolve(chapter, scale, root=root)
+            if all((request.folder / name).is_file() for name in ("evidence.json", "notebook.ipynb")):
+                presented[chapter] = present(request, request.folder, made / chapter)
+            else:
+                problems.append(
+                    f"notebooks/{chapter}: no complete run of this experiment at scale {scale}; "
+                    f"run: python -m lib.run {chapter} --scale {scale}"
+                )
+        except RequestError as error:
+            says = str(error)
+            problems.append(says if says.startswith("notebooks/") else f"notebooks/{chapter}: {says}")
+        except OSError as error:
             problems.append(f"notebooks/{chapter}: {error}")
-            continue
-        if (folder / "evidence.json").is_file() and (folder / "notebook.ipynb").is_file():
-            folders[chapter] = folder
-        else:
-            problems.append(
-                f"notebooks/{chapter}: no complete run of this text at scale {scale}; "
-                f"run: python -m lib.run {chapter} --scale {scale}"
-            )
     if problems:
         raise BuildError(*problems)
-    return folders
+    return presented
 
 
-def read_evidence(chapter: str, folder: Path) -> Evidence:
-    """Evidence of a run; BuildError that names the chapter if it does not fit the schema."""
-    try:
-        return Evidence.load(folder / "evidence.json")
-    except ValueError as error:
-        raise BuildError(f"notebooks/{chapter}: {error}") from None
-
-
-def simulate_verdicts(root: Path, cache: Path) -> Path:
-    """Let the page on verdicts make its figures and numbers; returns their folder, made once per content."""
-    script = root / "book" / "verdict_simulation.py"
-    sources = [script, *sorted((root / "lib").glob("*.py"))]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    folder = cache / digest[:12]
-    if not folder.exists():
-        shutil.rmtree(cache, ignore_errors=True)
-        beside = cache / "unfinished"
-        beside.mkdir(parents=True)
-        command = [sys.executable, str(script), str(beside)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise BuildError(f"book/verdicts: verdict_simulation.py failed: {last}")
-        beside.rename(folder)
-    return folder
+def simulated_verdicts(root: Path) -> Path:
+    """Folder of the figures and numbers of the page on verdicts; BuildError where they are not made yet."""
+    folder = simulation_folder(root)
+    if not (root / folder).is_dir():
+        raise BuildError(f"book/verdicts: not simulated yet; run: python book/verdict_simulation.py {folder}")
+    return root / folder
 
 
 def mathjax_files() -> dict[str, bytes]:
@@ -216,7 +205,7 @@ def mathjax_files() -> dict[str, bytes]:
     return {f"mathjax/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in wanted}
 
 
-def staged_files(root: Path, runs: dict[str, Path], slug: str) -> dict[str, bytes]:
+def staged_files(root: Path, runs: dict[str, Presented], slug: str) -> dict[str, bytes]:
     """Everything Sphinx reads, as path → content, with `slug` in place of the default repository."""
     files = {}
     names = ["_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
@@ -231,18 +220,15 @@ def staged_files(root: Path, runs: dict[str, Path], slug: str) -> dict[str, byte
     for name, content in mathjax_files().items():
         files[f"book/_static/{name}"] = content
     problems = []
-    for chapter, folder in runs.items():
+    for chapter, run in runs.items():
         try:
-            text = clean_notebook(
-                (folder / "notebook.ipynb").read_text(encoding="utf-8"), f"notebooks/{chapter}"
-            )
+            text = clean_notebook(nbformat.writes(run.notebook), f"notebooks/{chapter}")
         except BuildError as error:
             problems.append(str(error))
             continue
         files[f"notebooks/{chapter}.ipynb"] = text.encode()
-        for kind in ("figures", "tables"):
-            for path in (folder / kind).glob("*"):
-                files[f"notebooks/{chapter}/{kind}/{path.name}"] = path.read_bytes()
+        for name, path in run.files.items():
+            files[f"notebooks/{chapter}/{name}"] = path.read_bytes()
     if problems:
         raise BuildError(*problems)
     if slug != DEFAULT_REPOSITORY:
@@ -347,7 +333,7 @@ def build(
     scale: str = "book",
     *,
     environ: dict[str, str] | None = None,
-    run_folder: Callable | None = None,
+    resolve: Callable[..., Request] = resolve,
 ) -> Path:
     """Stage, render, check and publish; returns ``<root>/_build/html``.
 
@@ -359,35 +345,35 @@ def build(
         Scale whose runs the pages show.
     environ : dict, optional
         Environment that names the repository, ``os.environ`` by default.
-    run_folder : callable, optional
-        ``(chapter, scale, root=...) -> Path``, ``lib.runs.request.run_folder`` by default.
+    resolve : callable, optional
+        ``(chapter, scale, root=...) -> Request``, `lib.runs.request.resolve` by default.
 
     Raises
     ------
     BuildError
         Anything is missing, warned about or wrong; the published pages are then left as they were.
     """
-    if run_folder is None:
-        from lib.runs.request import run_folder
     require_jupyter_book(importlib.metadata.version("jupyter-book"))
     slug = repository(dict(os.environ) if environ is None else environ, git_remote(root))
     output = root / "_build"
     output.mkdir(exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
-            return _build(root, output, scale, slug, run_folder)
+            return _build(root, output, scale, slug, resolve)
     except Timeout:
         raise BuildError(f"another build is running in {output}") from None
 
 
-def _build(root: Path, output: Path, scale: str, slug: str, run_folder: Callable) -> Path:
+def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..., Request]) -> Path:
     html, work, source, unfinished = (output / name for name in ("html", "sphinx", "source", ".unfinished"))
     if not html.exists() and html.with_name("html.old").exists():  # killed between the two renames of publish
         html.with_name("html.old").rename(html)
     pages = toc_pages(root)
     chapters = [page.removeprefix("notebooks/") for page in pages if page.startswith("notebooks/")]
-    runs = find_runs(root, chapters, scale, run_folder)
-    evidence = {chapter: read_evidence(chapter, folder) for chapter, folder in runs.items()}
+    shutil.rmtree(output / "presented", ignore_errors=True)
+    runs = present_runs(root, chapters, scale, resolve, output / "presented")
+    evidence = {chapter: run.evidence for chapter, run in runs.items()}
+    simulation = simulated_verdicts(root)
 
     if unfinished.exists():
         shutil.rmtree(work, ignore_errors=True)
@@ -395,7 +381,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, run_folder: Callable
     generated = output / "generated"
     shutil.rmtree(generated, ignore_errors=True)
     scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root)
-    shutil.copytree(simulate_verdicts(root, output / "simulation"), generated, dirs_exist_ok=True)
+    shutil.copytree(simulation, generated, dirs_exist_ok=True)
     fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
     files = staged_files(root, runs, slug)
     files |= {

@@ -8,6 +8,7 @@ verdicts.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,9 +180,11 @@ def summary(wrong: pd.DataFrame, seen: pd.DataFrame, limit: pd.DataFrame) -> str
 
 
 def write(folder: Path | str, claims: int = CLAIMS) -> None:
-    """Write ``verdict_simulation.{svg,png,md,csv}`` and ``verdict_power.csv`` into `folder`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make `folder`, whole or not at all: ``verdict_simulation.{svg,png,md,csv}``, ``verdict_power.csv``."""
+    whole = Path(folder)
+    folder = whole.with_name(f"{whole.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     wrong, thumb, seen, limit = (run(claims) for run in (false_verdicts, rule_of_thumb, power, limits))
     fig = figure(wrong, thumb, seen)
     fig.savefig(folder / "verdict_simulation.svg", metadata={"Date": None, "Creator": None})
@@ -190,12 +193,14 @@ def write(folder: Path | str, claims: int = CLAIMS) -> None:
     pd.concat([wrong, thumb]).to_csv(folder / "verdict_simulation.csv", index=False)
     seen.to_csv(folder / "verdict_power.csv", index=False)
     (folder / "verdict_simulation.md").write_text(summary(wrong, seen, limit), encoding="utf-8")
+    shutil.rmtree(whole, ignore_errors=True)
+    folder.rename(whole)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Simulate the verdict rule; write its figure and tables.")
-    parser.add_argument("folder", type=Path, help="where the figure and the tables go")
+    parser.add_argument("folder", type=Path, help="to be made, or replaced, with figure and tables")
     write(parser.parse_args().folder)
 
 

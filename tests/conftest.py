@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,9 @@ class Project:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-@pytest.fixture
-def request_run(project) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """``request_run(*arguments)``: what ``python -m lib.run`` answers, without a start for each."""
+@contextmanager
+def requests(project: Project) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """A function of arguments that gives the answer of ``python -m lib.run``, without a start for each."""
     process = subprocess.Popen(
         [sys.executable, "-c", REQUESTS],
         cwd=project.root,
@@ -175,6 +176,26 @@ def request_run(project) -> Iterator[Callable[..., subprocess.CompletedProcess]]
 
     yield ask
     process.communicate(timeout=30)
+
+
+@pytest.fixture
+def request_run(project) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """As `requests`, for a project of the test's own."""
+    with requests(project) as ask:
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def shared_project(tmp_path_factory) -> Project:
+    """A project for all tests of a module, which leave it as it was."""
+    return Project(tmp_path_factory.mktemp("shared") / "project")
+
+
+@pytest.fixture(scope="module")
+def shared_requests(shared_project) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """As `requests`, for that project."""
+    with requests(shared_project) as ask:
+        yield ask
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
             )
         )
     caption = f"{len(rows)} claims, and what the {scale} scale tests of them"
-    return _table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
+    return html_table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
 
 
 def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
@@ -102,7 +102,9 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
                 measured(claim) + f"<div>The paper: {paper_numbers(claim.paper, claim.see)}</div>",
             )
         )
-    return _table("verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows)
+    return html_table(
+        "verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows
+    )
 
 
 def verdict_line(claim: ClaimEvidence) -> Html:
@@ -135,7 +137,7 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
             source = f"<small>{escape(number.provenance)}</small>"
             rows.append((claim.id, escape(number.name), reference, source, ours, badge(claim.verdict)))
     head = ("claim", "number", "reference", "reference is", "ours", "verdict")
-    return _table("numbers", f"{len(rows)} numbers", head, rows)
+    return html_table("numbers", f"{len(rows)} numbers", head, rows)
 
 
 def verdict_marks(claim: ClaimEvidence) -> str:
@@ -238,10 +240,11 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
         )
         for used in data
     ]
-    return _table("provenance", "How this page was made", ("what", "value"), rows)
+    return html_table("provenance", "How this page was made", ("what", "value"), rows)
 
 
-def _table(kind: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+def html_table(kind: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """A table of cells that are markup already, its first column the heads of the rows."""
     head = "".join(f'<th scope="col" {CELL}>{name}</th>' for name in header)
     body = "".join(
         f'<tr><th scope="row" {CELL}>{row[0]}</th>'

@@ -78,8 +78,12 @@ def decide(margins: np.ndarray, level: float = LEVEL, resolution: float | np.nda
     array (...) of int
         1 holds, -1 contradicted, 0 inconclusive (always, below `MINIMUM_REPLICATES`).
     """
-    each = decide_parts(margins, level, resolution)
-    return np.where((each > 0).all(-1), 1, np.where((each < 0).any(-1), -1, 0))
+    return combined(decide_parts(margins, level, resolution))
+
+
+def combined(parts: np.ndarray) -> np.ndarray:
+    """What becomes of claims, from what became of their parts (..., parts): 1, 0 or -1, as `decide` says."""
+    return np.where((parts > 0).all(-1), 1, np.where((parts < 0).any(-1), -1, 0))
 
 
 def decide_parts(

@@ -17,6 +17,7 @@ from lib.ledger.intervals import (
     LEVEL,
     MINIMUM_REPLICATES,
     adjusted_level,
+    combined,
     decide_parts,
     mean_interval,
     replicated,
@@ -165,13 +166,14 @@ def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dic
         "effects": effects,
         "interval": _deciding(effects, margins),
     }
-    if (outcomes < 0).any():
+    whole = combined(outcomes)
+    if whole < 0:
         against = [effect.label for effect in effects if effect.outcome == "contradicted"]
         return result | {
             "verdict": "contradicted",
             "reason": listed("The measurements say the opposite", against),
         }
-    if (outcomes > 0).all():
+    if whole > 0:
         return result | _agreeing(claim, values, scale)
     return result | {"verdict": "inconclusive", "reason": _doubt(claim, margins, effects, resolution)}
 
@@ -260,11 +262,14 @@ def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str
     ]
     if off:
         return {"verdict": "holds", "reason": listed("The direction holds, but not these numbers", off)}
-    within = f"{100 * claim.rule.tolerance:g} %"
-    return {
-        "verdict": "reproduced",
-        "reason": f"The direction holds and our means are within {within} of the paper's.",
-    }
+    stated = [number.tolerance is not None for number in numbers]
+    within = "the tolerance stated for each number"
+    if not all(stated):
+        within = f"{100 * claim.rule.tolerance:g} % of the paper's" + (
+            f", or {within}" if any(stated) else ""
+        )
+    reason = f"The direction holds and our means are within {within}."
+    return {"verdict": "reproduced", "reason": reason}
 
 
 def _doubt(claim: Claim, margins: np.ndarray, effects: tuple[Effect, ...], resolution: np.ndarray) -> str:

@@ -1,18 +1,30 @@
-"""What decides whether a chapter must run again: content, never time stamps.
+"""What a run measures, as an identity: content, never time stamps.
 
-The fingerprint of a run is a SHA-256 over everything that can change its result: the chapter's text, the
-parameters as used, the ``lib`` modules that it imports (directly or through others) and those that run and
-judge it, the lock file, the chapter's ledger and the data. Two runs with the same fingerprint are the same
-run. Not in it: the commit (a commit that touches none of these changes nothing), the machine, and where the
-run's folder lies.
+What was *measured* and what is *said about it* are different things, and only the first is expensive. The
+fingerprint of a run is a SHA-256 over all that can change its measurements:
+
+- the chapter's code cells, as syntax (`lib.files.syntax_digest`), and the values of its parameters;
+- the method: the modules of `lib` that the cells import, directly or through others, as syntax;
+- the data that the parameters select, by content;
+- the versions of the packages that cells and method import, and Python's;
+- of the ledger, which claims the scale tests and the numbers that a cell computes with.
+
+Not in it, because they can be made again from stored measurements (`lib.runs.presentation`): prose, captions,
+comments and docstrings; the ledger's words, rules and limits; tables, figures' style, command line; packages
+that draw, test or build. Not in it either: the commit, the machine, and where the run's folder lies.
 """
+
+from __future__ import annotations
 
 import ast
 import hashlib
 import importlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +32,65 @@ import grimp
 from nbformat import NotebookNode
 
 import lib
-from lib.files import file_hash
-from lib.runs.parameters import PLACES, RequestError
+from lib.files import ROOT, file_hash, syntax_digest
+from lib.ledger.schema import load_ledger
+from lib.runs.parameters import PLACES, RequestError, suggest
 
-ALWAYS = ("lib.run", "lib.ledger.evidence", "lib.ledger.verdicts")
+PRESENTATION = ("lib.run", "lib.runs", "lib.chapter", "lib.ledger")
+"""Rooms that produce no numbers, but for `METHOD`."""
+
+METHOD = ("lib.ledger.intervals",)
+"""Modules of those rooms that do: intervals are also drawn and tested as a method."""
+
+DRAWING = frozenset({"IPython", "matplotlib", "myst_nb", "seaborn", "tqdm"})
+"""Packages that show what was measured."""
 
 
-def direct_imports(notebook: NotebookNode, modules: set[str]) -> set[str]:
-    """Return those of ``modules`` that a chapter's code cells import, wherever in a cell the import stands.
+# --- code --------------------------------------------------------------------------------------------------
 
-    ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``. Lines of IPython's
-    own syntax (``%matplotlib``) are skipped.
 
-    Raises
-    ------
-    RequestError
-        A cell is not Python.
+def code_cells(notebook: NotebookNode) -> list[str]:
+    """Source of the cells that measure: code, but not the parameters, whose values count instead.
+
+    Lines of IPython's own syntax (``%matplotlib``) are left out.
     """
-    found = set()
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        source = "\n".join(
-            line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))
-        )
+    return [
+        "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!")))
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+def _trees(notebook: NotebookNode) -> Iterator[ast.Module]:
+    for source in code_cells(notebook):
         try:
-            tree = ast.parse(source)
+            yield ast.parse(source)
         except SyntaxError as error:
             line = (error.text or "").strip()
             raise RequestError(f"a code cell is not Python: {error.msg}, in `{line}`") from None
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module)
-                found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found & modules
 
 
-def imported_modules(notebook: NotebookNode, root: Path) -> dict[str, Path]:
-    """Return the modules of ``lib`` that decide a chapter's result, with their files.
+def imported_names(tree: ast.AST) -> set[str]:
+    """Modules that code imports, wherever in it the import stands.
 
-    These are the modules that the chapter imports, the ones its data sources live in, the ones that run and
-    judge any chapter, the packages that hold them, and everything that those import in turn.
+    ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``: which of the two is a
+    module is for the caller to know.
+    """
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def method_modules(notebook: NotebookNode, root: Path, sources: tuple[str, ...] = ()) -> dict[str, Path]:
+    """The modules of `lib` that decide what a chapter measures, with their files.
+
+    These are the modules that its cells import, the ones that its data `sources` live in, the packages that
+    hold them, and everything that those import in turn, but for `PRESENTATION`.
 
     Parameters
     ----------
@@ -70,6 +98,8 @@ def imported_modules(notebook: NotebookNode, root: Path) -> dict[str, Path]:
         The chapter.
     root : Path
         The repository.
+    sources : tuple of str
+        Data sources, ``module:attribute``.
 
     Returns
     -------
@@ -79,38 +109,121 @@ def imported_modules(notebook: NotebookNode, root: Path) -> dict[str, Path]:
     Raises
     ------
     RequestError
-        ``root`` is not the repository of the ``lib`` that this process imports, a data source names a module
-        that does not exist, or a module or a cell is not Python.
+        `root` is not the repository of the `lib` that this process imports, a data source names a module that
+        does not exist, or a module or a cell is not Python.
     """
     if Path(lib.__file__).resolve().parents[1] != root.resolve():
         raise RequestError(f"{root} is not where lib is imported from ({lib.__file__}): run from there")
-    try:
-        graph = grimp.build_graph("lib", cache_dir=None)
-    except grimp.exceptions.SourceSyntaxError as error:
-        raise RequestError(" ".join(str(error).split())) from None
-    wanted = set(ALWAYS) & graph.modules | direct_imports(notebook, graph.modules)
-    for source in data_sources(notebook):
+    graph = _graph(_stamp(root))
+    wanted = set().union(*map(imported_names, _trees(notebook))) & set(graph)
+    for source in sources:
         module = source.partition(":")[0]
-        if module not in graph.modules:
+        if module not in graph:
             raise RequestError(f"data source {source!r} must be module:attribute of a module in lib")
         wanted.add(module)
     closure: set[str] = set()
     while wanted:
         module = wanted.pop()
+        if _produces_no_numbers(module):
+            continue
         closure.add(module)
         packages = {module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)}
-        wanted |= (graph.find_modules_directly_imported_by(module) | packages) - closure
+        wanted |= (graph[module] | packages) - closure
     return {module: _module_file(module, root) for module in sorted(closure)}
 
 
-def data_sources(notebook: NotebookNode) -> list[str]:
-    """Return the ``module:attribute`` names of the data sources in a chapter's front matter."""
-    return list(notebook.metadata.get("companion", {}).get("data") or [])
+def _produces_no_numbers(module: str) -> bool:
+    inside = any(module == room or module.startswith(f"{room}.") for room in PRESENTATION)
+    return inside and module not in METHOD
+
+
+def _stamp(root: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells one state of `lib` from another within this process."""
+    files = sorted((root / "lib").rglob("*.py"))
+    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+@cache
+def _graph(stamp: tuple) -> dict[str, frozenset[str]]:
+    """Which module of `lib` imports which; one graph for all points of a sweep."""
+    try:
+        graph = grimp.build_graph("lib", cache_dir=None)
+    except grimp.exceptions.SourceSyntaxError as error:
+        raise RequestError(" ".join(str(error).split())) from None
+    return {
+        module: frozenset(graph.find_modules_directly_imported_by(module)) for module in graph.modules
+    }
 
 
 def _module_file(module: str, root: Path) -> Path:
     path = root.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+# --- packages ----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _read(source: str) -> tuple[str, frozenset[str]]:
+    """Identity of some code, and what it imports; read once for all points of a sweep."""
+    return syntax_digest(source), frozenset(imported_names(ast.parse(source)))
+
+
+def package_versions(sources: Iterable[str]) -> dict[str, str]:
+    """Version of every installed package that some of these sources (Python code) import.
+
+    Left out are the standard library, this project, and `DRAWING`. A version's local part (``+cpu``) says where
+    a wheel came from and is cut off.
+    """
+    names = {name.partition(".")[0] for source in sources for name in _read(source)[1]}
+    found = {}
+    for name in sorted(names - set(sys.stdlib_module_names) - DRAWING - {"lib"}):
+        for distribution in _distributions(name):
+            found[distribution] = version(distribution).partition("+")[0]
+    return found
+
+
+def _distributions(name: str) -> list[str]:
+    """The packages that an import name comes from; most are called as they are imported."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return sorted(set(_by_import_name().get(name, [])))
+    return [name]
+
+
+@cache
+def _by_import_name() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+# --- data --------------------------------------------------------------------------------------------------
+
+
+def data_sources(notebook: NotebookNode, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The data sources (``module:attribute``) that a chapter reads with these parameters.
+
+    The front matter lists them under ``companion: data``. An entry is a source, or a parameter with a source
+    for each value that it may have: ``{dataset: {ml-1m: "lib.data.movielens:ML_1M", …}}``.
+
+    Raises
+    ------
+    RequestError
+        The front matter names no parameter of the chapter, or the parameter's value none of its sources.
+    """
+    found = []
+    for entry in notebook.metadata.get("companion", {}).get("data") or []:
+        if isinstance(entry, str):
+            found.append(entry)
+            continue
+        for parameter, choices in entry.items():
+            if parameter not in parameters:
+                raise RequestError(f"the front matter selects data by {parameter!r}, which is no parameter")
+            value = parameters[parameter]
+            if value not in choices:
+                raise RequestError(f"parameter {parameter}: unknown {value!r}{suggest(str(value), choices)}")
+            found.append(choices[value])
+    return tuple(found)
 
 
 def _digest(path: Path, algorithm: str = "sha256") -> str:
@@ -127,13 +240,16 @@ def _data_digests(name: str, data_dir: Path) -> list[str]:
     """
     module, _, attribute = name.partition(":")
     source = getattr(importlib.import_module(module), attribute)
-    if not hasattr(source, "sources"):
-        return [_digest(Path(path)) for path in source.files(data_dir)]
+    if not hasattr(source, "sources"):  # folders of many files, described by what was found there
+        return [_by_hand(lambda: source.files(data_dir))]
     digests = []
     for part in source.sources:
         pinned = getattr(part, "archive", part)  # of an unpacked file, the archive is what is pinned
+        if hasattr(pinned, "requirement"):
+            digests.append(_digest(pinned.fetch(data_dir)))  # in a package, which is installed or the cure
+            continue
         if not hasattr(pinned, "addresses"):
-            digests.append(_digest(pinned.fetch(data_dir)))  # in an installed package: here or not
+            digests.append(_by_hand(lambda pinned=pinned: [pinned.fetch(data_dir)]))
             continue
         known = pinned.known_hash or "sha256:"
         found = _digest(data_dir / pinned.name, known.partition(":")[0])
@@ -141,13 +257,43 @@ def _data_digests(name: str, data_dir: Path) -> list[str]:
     return digests
 
 
-def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path) -> str:
-    """Return the identity of a run: 64 hexadecimal digits that change when its result could.
+def _by_hand(files: Callable[[], list[Path]]) -> str:
+    """Content of files that people put there; where they are not, the run itself will say so."""
+    try:
+        return " ".join(_digest(Path(path)) for path in files())
+    except RuntimeError:
+        return "absent"
+
+
+# --- all of it ---------------------------------------------------------------------------------------------
+
+
+def _of_ledger(chapter: str, scale: str, notebook: NotebookNode, root: Path) -> dict[str, Any]:
+    """What a run takes from the ledger: which claims it tests, and the numbers that its cells compute with."""
+    try:
+        ledger = load_ledger(chapter, root)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    entries = {claim.id: claim.entry(scale) for claim in ledger.claims}
+    used = {"tests": {name: [one.tested, one.synthetic, one.conditions()] for name, one in entries.items()}}
+    for tree in _trees(notebook):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "published":
+                literal = node.args and isinstance(node.args[0], ast.Constant)
+                for name in [node.args[0].value] if literal else entries:
+                    numbers = ledger[name].paper if name in entries else ()
+                    used[f"published {name}"] = [[number.name, number.value] for number in numbers]
+    return used
+
+
+def fingerprint(
+    chapter: str, scale: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path = ROOT
+) -> str:
+    """Return the identity of a run's measurements: 64 hexadecimal digits that change when these could.
 
     Parameters
     ----------
-    chapter : str
-        The chapter's name.
+    chapter, scale : str
     notebook : NotebookNode
         The chapter, as read from its file.
     parameters : mapping of str to object
@@ -159,12 +305,17 @@ def fingerprint(chapter: str, notebook: NotebookNode, parameters: Mapping[str, A
     Raises
     ------
     RequestError
-        As `imported_modules`.
+        As `method_modules` and `data_sources`; there is no ledger, or a malformed one.
     """
-    parts = {f"module {module}": _digest(path) for module, path in imported_modules(notebook, root).items()}
-    for name in (f"notebooks/{chapter}.md", "requirements.lock", f"book/claims/{chapter}.yml"):
-        parts[f"file {name}"] = _digest(root / name)
-    for source in data_sources(notebook):
+    sources = data_sources(notebook, parameters)
+    modules = method_modules(notebook, root, sources)
+    code = {name: path.read_text(encoding="utf-8") for name, path in modules.items()}
+    code |= {f"cell {number}": source for number, source in enumerate(code_cells(notebook), start=1)}
+    parts: dict[str, Any] = {name: _read(source)[0] for name, source in code.items()}
+    parts["packages"] = package_versions(code.values())
+    parts["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parts["ledger"] = _of_ledger(chapter, scale, notebook, root)
+    for source in sources:
         try:
             parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"])))
         except (AttributeError, RuntimeError) as error:

@@ -7,6 +7,7 @@ file.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lib.runs.fingerprint import fingerprint
 from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from lib.chapter.tables import Html
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def resolve(
     parameters |= override(declared, overrides or {}, chapter)
     parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
     del parameters["run_dir"]
-    identity = fingerprint(chapter, notebook, parameters, root)
+    identity = fingerprint(chapter, scale, notebook, parameters, root)
     return Request(chapter, scale, notebook, declared, parameters, identity, root)
 
 
@@ -150,24 +151,18 @@ def run_folder(
     return resolve(chapter, scale, overrides, root).folder
 
 
-def parameter_table(chapter: str, root: Path | None = None) -> "pd.DataFrame":
-    """Return what each parameter of a chapter means and its value at each scale, for the chapter to show.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by parameter, with the columns ``meaning``, ``type``, ``smoke``, ``book`` and ``paper``.
-    """
-    import pandas as pd  # only a kernel needs it; the batch reads this module often
+def parameter_table(chapter: str, root: Path | None = None) -> "Html":
+    """What each parameter of a chapter means and its value at each scale, for the chapter to show."""
+    from lib.chapter import tables  # only a page needs it; the batch reads this module often
 
     root = (root or ROOT).resolve()
     declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
-    shown = {name: parameter for name, parameter in declared.items() if name not in ("scale", *PLACES)}
-    scales = {"book": {}} | {s: _scale_overrides(chapter, s, declared, root) for s in ("smoke", "paper")}
-    return pd.DataFrame(
-        {
-            name: {"meaning": parameter.help, "type": parameter.annotation}
-            | {scale: scales[scale].get(name, parameter.default) for scale in SCALES}
-            for name, parameter in shown.items()
-        }
-    ).T.rename_axis("parameter")
+    others = {scale: _scale_overrides(chapter, scale, declared, root) for scale in SCALES if scale != "book"}
+    rows = [
+        (f"<code>{name}</code>", escape(parameter.help), f"<code>{parameter.annotation}</code>")
+        + tuple(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in SCALES)
+        for name, parameter in declared.items()
+        if name not in ("scale", *PLACES)
+    ]
+    header = ("parameter", "meaning", "type", *SCALES)
+    return tables.html_table("parameters", f"{len(rows)} parameters", header, rows).marked("parameters")

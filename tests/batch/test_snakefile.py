@@ -19,6 +19,14 @@ print("pages built")
 """
 
 
+SIMULATION = """import sys
+from pathlib import Path
+
+Path(sys.argv[1]).mkdir(parents=True)
+print("verdicts simulated")
+"""
+
+
 @pytest.fixture
 def batch(project):
     """``one`` and ``two`` import different modules, and share one through others; ``two`` reads a file."""
@@ -34,6 +42,7 @@ def batch(project):
     project.write("data/numbers.txt", "1 2 3\n")
     project.write("book/page.md", "first\n")
     project.write("book/build.py", PAGES)  # the real one takes a whole book
+    project.write("book/verdict_simulation.py", SIMULATION)
     project.chapter("one", "from lib.models import left")
     project.chapter("two", "from lib.models import right", '["lib.data.tinyset:SET"]')
     return project
@@ -58,7 +67,7 @@ def planned(batch, *arguments: str) -> list[str]:
 
 def change(batch, name: str) -> None:
     path = batch.root / name
-    path.write_text(path.read_text() + "\n# changed\n")
+    path.write_text(path.read_text() + ("\nCHANGED = 1\n" if name.endswith(".py") else "\n# changed\n"))
 
 
 def test_what_runs_again_is_what_depends_on_the_change(batch):
@@ -70,7 +79,10 @@ def test_what_runs_again_is_what_depends_on_the_change(batch):
     assert executed(batch) == ["one", "pages"], "imported through another module"
     for name, wanted in [
         ("data/numbers.txt", ["two", "pages"]),
-        ("requirements.lock", ["one", "two", "pages"]),
+        ("requirements.lock", ["pages"]),
+        ("notebooks/one.md", ["pages"]),
+        ("book/claims/two.yml", ["pages"]),
+        ("lib/chapter/tables.py", ["pages"]),
     ]:
         content = (batch.root / name).read_text()
         change(batch, name)
@@ -78,6 +90,9 @@ def test_what_runs_again_is_what_depends_on_the_change(batch):
         (batch.root / name).write_text(content)
     change(batch, "book/page.md")
     assert executed(batch) == ["pages"]
+    assert "verdicts simulated" not in batch.last.stdout, "its two inputs are what they were"
+    (log,) = (batch.root / "_build/logs").glob("book-two-*.log")
+    assert "[two] complete · " in log.read_text()
     batch.write("book/page.md", "first\n")
     assert executed(batch) == ["pages"], "back to a content that was built before"
     assert (batch.root / "_build/html/index.html").read_text() == "first\n"
@@ -143,3 +158,31 @@ def test_a_run_made_while_the_batch_goes_on_is_not_made_again(batch):
     assert process.returncode == 0, err
     assert f"[{other}] already complete" in out
     assert evidence.read_bytes() == made
+
+
+def test_a_run_asks_a_cluster_for_what_the_front_matter_says(batch):
+    path = batch.root / "notebooks" / "one.md"
+    text = path.read_text()
+    said = "  id: one\n  resources: {book: {minutes: 7, memory_mb: 1234, gpus: 2, threads: 2}}\n"
+    path.write_text(text.replace("  id: one\n", said))
+    done = batch.run("snakemake", "execute_all", "-n", "--quiet", "host")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = done.stdout.split("rule execute:")
+    (one,) = [job for job in jobs if "output: runs/book/one/" in job]
+    (two,) = [job for job in jobs if "output: runs/book/two/" in job]
+    assert "threads: 2" in one
+    for asked in ("mem_mb=1234", "runtime=7", "gpu=2"):
+        assert asked in one and asked not in two
+
+
+def test_a_killed_run_is_named_with_its_command(batch):
+    process = batch.start("snakemake", "execute_all", "--cores", "1", TINY_DIE="yes")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "one: cell" in err.split("failed:")[-1] and "two: cell" in err.split("failed:")[-1]
+
+
+def test_a_sweep_without_a_request_says_so(batch):
+    done = batch.run("snakemake", "sweep")
+    assert done.returncode == 1
+    assert "sweep: which one? --config chapter=… or sweep=FILE" in done.stdout + done.stderr

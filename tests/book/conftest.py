@@ -20,9 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from book import build as builder  # noqa: E402
+from book import verdict_simulation  # noqa: E402
 from lib.chapter.record import Record  # noqa: E402
 from lib.ledger.evidence import Evidence  # noqa: E402
-from lib.runs.request import RequestError  # noqa: E402
+from lib.runs.parameters import RequestError  # noqa: E402
+from lib.runs.request import Request  # noqa: E402
+from lib.runs.sweep import simulation_folder  # noqa: E402
 
 SCALE = "smoke"
 
@@ -80,6 +83,18 @@ def run_chapter(root, chapter, scale=SCALE):
     return folder
 
 
+def request(chapter, scale, root):
+    """In the place of `lib.runs.request.resolve`: the made-up run's own text is the chapter's."""
+    if not (root / "book" / "claims" / f"{chapter}.yml").exists():
+        raise RequestError(f"unknown chapter {chapter!r}")
+    folder = root / "runs" / scale / chapter / "made-up"
+    text = new_notebook()
+    if (folder / "notebook.ipynb").exists():
+        text = nbformat.read(folder / "notebook.ipynb", as_version=4)
+        text.cells = [c for c in text.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    return Request(chapter, scale, text, {}, {"seeds": [0, 1, 2]}, "made-up", root)
+
+
 def html_cell(html):
     return new_code_cell(
         "record", outputs=[new_output("display_data", {"text/html": str(html)})], execution_count=1
@@ -100,18 +115,18 @@ def make_root(root, toc=None):
     return root
 
 
-def made_up_folder(chapter, scale, root):
-    """In the place of `lib.runs.request.run_folder`."""
-    if not (root / "book" / "claims" / f"{chapter}.yml").exists():
-        raise RequestError(f"unknown chapter {chapter!r}")
-    return root / "runs" / scale / chapter / "made-up"
+@pytest.fixture
+def made_up_request():
+    """Resolves a chapter to its made-up run."""
+    return request
 
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
     """Root of the whole book, built once on made-up runs."""
     root = make_root(tmp_path_factory.mktemp("book"))
-    builder.build(root, SCALE, environ={}, run_folder=made_up_folder)
+    verdict_simulation.write(root / simulation_folder(root), claims=200)
+    builder.build(root, SCALE, environ={}, resolve=request)
     return root
 
 
@@ -133,14 +148,14 @@ def small_root(tmp_path):
     """Root of a book of two pages and one chapter, not built."""
     root = make_root(tmp_path, SMALL_TOC)
     (root / "book/index.md").write_text("# Small\n\n```{include} _generated/headline.md\n```\n")
-    (root / "book/verdict_simulation.py").write_text("")
+    (root / simulation_folder(root)).mkdir(parents=True)
     return root
 
 
 @pytest.fixture
 def build_small(small_root):
     """A function that builds the small book."""
-    return lambda: builder.build(small_root, SCALE, environ={}, run_folder=made_up_folder)
+    return lambda: builder.build(small_root, SCALE, environ={}, resolve=request)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,8 +84,11 @@ def test_a_cell_that_ended_in_an_error_is_refused():
 
 
 def test_missing_evidence_names_the_chapter_and_the_command(tmp_path):
+    def resolve(chapter, scale, root):
+        return SimpleNamespace(folder=root / chapter)
+
     with pytest.raises(builder.BuildError) as caught:
-        builder.find_runs(tmp_path, ["a", "b"], "book", lambda chapter, scale, root: tmp_path / chapter)
+        builder.present_runs(tmp_path, ["a", "b"], "book", resolve, tmp_path)
     first, second = str(caught.value).splitlines()
     assert first.startswith("notebooks/a: no complete run") and first.endswith(
         "python -m lib.run a --scale book"
@@ -92,10 +96,11 @@ def test_missing_evidence_names_the_chapter_and_the_command(tmp_path):
     assert second.startswith("notebooks/b:")
 
 
-def test_evidence_that_does_not_fit_names_the_chapter(tmp_path):
-    (tmp_path / "evidence.json").write_text("{}")
-    with pytest.raises(builder.BuildError, match=r"notebooks/a: evidence\.json: .*Field required"):
-        builder.read_evidence("a", tmp_path)
+def test_evidence_that_does_not_fit_names_the_chapter_and_the_command(small_root, build_small):
+    (small_root / "runs/smoke/template/made-up/evidence.json").write_text("{}")
+    says = r"notebooks/template: evidence\.json: .*Field required; run: .* template --scale smoke --force"
+    with pytest.raises(builder.BuildError, match=says):
+        build_small()
 
 
 def test_staging_touches_only_what_changed(tmp_path):
@@ -172,8 +177,8 @@ def test_the_command_says_what_is_missing_and_fails(small_root, capsys, monkeypa
     assert capsys.readouterr().err == "the book was not built:\np: missing\n"
 
 
-def test_staged_files_name_the_real_repository_everywhere(small_root):
-    runs = {"template": small_root / "runs/smoke/template/made-up"}
+def test_staged_files_name_the_real_repository_everywhere(small_root, made_up_request, tmp_path):
+    runs = builder.present_runs(small_root, ["template"], "smoke", made_up_request, tmp_path / "made")
     files = builder.staged_files(small_root, runs, "ann/held")
     text = {name: content for name, content in files.items() if name.endswith((".md", ".yml", ".ipynb"))}
     assert [name for name, content in text.items() if b"does-it-hold/does-it-hold" in content] == []

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import read_parameters
 from lib.runs.request import chapters, parameter_table, read_chapter, resolve
+from lib.runs.sweep import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = chapters(ROOT)
@@ -87,13 +89,30 @@ def test_cells_are_few_and_short(chapter):
 def test_parameters_are_explained(chapter):
     for name, parameter in read_parameters(read_chapter(chapter), chapter).items():
         assert len(parameter.help) > 5, f"{name} needs a help comment"
-    assert list(parameter_table(chapter).columns) == ["meaning", "type", "smoke", "book", "paper"]
+    table = BeautifulSoup(parameter_table(chapter), "html.parser")
+    head = [cell.get_text() for cell in table.select("thead th")]
+    assert head == ["parameter", "meaning", "type", "smoke", "book", "paper"]
 
 
 @every_chapter
 @pytest.mark.parametrize("scale", ["smoke", "book", "paper"])
 def test_every_scale_can_be_requested(chapter, scale):
     assert resolve(chapter, scale).parameters["scale"] == scale
+
+
+@every_chapter
+def test_data_and_resources_are_declared_for_whatever_can_be_asked(chapter):
+    companion = read_chapter(chapter).metadata["companion"]
+    for entry in companion["data"]:
+        for parameter, choices in entry.items() if isinstance(entry, dict) else ():
+            runs = {resolve(chapter, "smoke", {parameter: value}).fingerprint for value in choices}
+            assert len(runs) == len(choices)
+    assert list(companion["resources"]) == ["smoke", "book", "paper"]
+    for scale in companion["resources"]:
+        asked = resolve(chapter, scale).parameters["device"]
+        assert Resources.of(read_chapter(chapter), scale).gpus == (asked == "cuda"), (
+            "a GPU is asked for if used"
+        )
 
 
 @every_chapter

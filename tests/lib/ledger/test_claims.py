@@ -282,12 +282,6 @@ def test_synthetic_is_the_ledgers_to_say_and_never_reproduces(tmp_path):
         judge(one, CLEAR, "smoke", synthetic=True)
 
 
-def test_verdicts_show_themselves():
-    one = load_ledger("meantime")["E5"]
-    verdict = judge(one, {number.name: number.value for number in one.paper}, "smoke")
-    assert 'class="verdict verdict-exact">exact<' in verdict._repr_html_()
-
-
 # --- the ledger --------------------------------------------------------------------------------------------
 
 PART = claim()["rule"]["parts"][0]

@@ -1,7 +1,9 @@
-"""What changes the identity of a run, and what does not."""
+"""What changes the identity of a run's measurements, and what is only said about them."""
 
+import ast
 import hashlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,86 +11,165 @@ import nbformat
 import pytest
 
 from lib.runs import fingerprint
-from lib.runs.fingerprint import direct_imports
+from lib.runs.fingerprint import code_cells, data_sources, imported_names, package_versions
+from lib.runs.parameters import RequestError
+
+SET = """\
+'''A set.'''
+from pathlib import Path
+
+
+class Set:
+    def __init__(self, name):
+        self.name = name
+
+    def files(self, data_dir):
+        return [Path(data_dir) / self.name]
+
+
+SET, OTHER = Set('numbers.txt'), Set('letters.txt')
+"""
+UPPER = """\
+'''A method.'''
+import arithmetic
+
+
+def number(x=1):
+    '''Twice.'''
+    from lib.models.lower import NUMBER
+    return NUMBER * x + arithmetic.nothing  # of x
+"""
+
+
+def lay(project):
+    """``tiny`` imports lib.models.upper, which imports lib.models.lower and the package ``arithmetic``; ``other``
+    imports lib.models.other and the intervals. ``tiny`` reads the data set that its parameter ``device`` chooses."""
+    project.write("lib/models/lower.py", "NUMBER = 4\n")
+    project.write("lib/models/upper.py", UPPER)
+    project.write("lib/models/other.py", "NUMBER = 5\n")
+    project.write("lib/models/apart.py", "")
+    project.write("lib/data/tinyset.py", SET)
+    project.write("data/numbers.txt", "1 2 3\n")
+    project.write("data/letters.txt", "a b c\n")
+    project.write("arithmetic.py", "nothing = 0\n")
+    project.write("arithmetic-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: arithmetic\nVersion: 1.0\n")
+    choice = "{device: {cpu: 'lib.data.tinyset:SET', cuda: 'lib.data.tinyset:OTHER'}}"
+    project.chapter("tiny", "from lib.models import upper", f"[{choice}]")
+    project.chapter("other", "from lib.ledger import intervals\nfrom lib.models import other")
+    return project
 
 
 @pytest.fixture
 def layered(project):
-    """``tiny`` imports lib.models.upper, which imports lib.models.lower; lib.models.other stands apart."""
-    project.write("lib/models/lower.py", "NUMBER = 4\n")
-    project.write("lib/models/upper.py", "def number():\n    from lib.models.lower import NUMBER\n")
-    project.write("lib/models/other.py", "NUMBER = 5\n")
-    project.write(
-        "lib/data/tinyset.py",
-        "from pathlib import Path\n\n\nclass Set:\n"
-        "    def files(self, data_dir):\n        return [Path(data_dir) / 'numbers.txt']\n\n\nSET = Set()\n",
-    )
-    project.write("data/numbers.txt", "1 2 3\n")
-    project.chapter("tiny", "from lib.models import upper", '["lib.data.tinyset:SET"]')
-    return project
+    return lay(project)
+
+
+@pytest.fixture(scope="module")
+def shared(shared_project):
+    return lay(shared_project)
+
+
+def folder_of(done) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[0].rsplit("/", 1)[-1]
 
 
 @pytest.fixture
 def folder(request_run):
     """``folder(*arguments)``: where ``lib.run`` would leave a run of ``tiny``."""
-
-    def ask(*arguments: str) -> str:
-        done = request_run("tiny", "--dry-run", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[0].rsplit("/", 1)[-1]
-
-    return ask
+    return lambda *arguments: folder_of(request_run("tiny", "--dry-run", *arguments))
 
 
-def append(project, name: str) -> None:
-    path = project.root / name
-    path.write_text(path.read_text() + "\n# changed\n")
+def replace(before: str, after: str):
+    def change(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    return change
 
 
-DECIDES = [
-    "notebooks/tiny.md",
-    "lib/models/upper.py",
-    "lib/models/lower.py",
-    "lib/models/__init__.py",
-    "lib/data/tinyset.py",
-    "lib/run.py",
-    "lib/runs/execution.py",
-    "lib/ledger/evidence.py",
-    "lib/ledger/intervals.py",
-    "lib/files.py",
-    "requirements.lock",
-    "book/claims/tiny.yml",
-    "data/numbers.txt",
-]
+def append(line: str):
+    return lambda text: f"{text}\n{line}\n"
 
 
-def test_content_that_decides(layered, folder):
-    at_first = folder()
-    seen = {at_first}
-    for name in DECIDES:
-        path = layered.root / name
-        content = path.read_text()
-        append(layered, name)
-        seen.add(folder())
-        path.write_text(content)
-        assert folder() == at_first, f"{name}: back to its content, back to its run"
-    assert len(seen) == 1 + len(DECIDES)
+# File, change, the chapters whose measurements it voids.
+PROBES = {
+    "help text of the command": ("lib/run.py", replace("examples:", "try these:"), []),
+    "a word in the record's tables": ("lib/chapter/tables.py", replace("bear in mind", "note"), []),
+    "a comment in the runner": ("lib/runs/execution.py", append("# a comment"), []),
+    "code of the runner": ("lib/runs/execution.py", append("LATER = 1"), []),
+    "a docstring below": ("lib/models/upper.py", replace("A method.", "The method."), []),
+    "a docstring of a function": ("lib/models/upper.py", replace("Twice.", "Two times."), []),
+    "a comment in the method": ("lib/models/upper.py", replace("# of x", "# not of x"), []),
+    "layout of the method": ("lib/models/upper.py", replace("x=1", "x = 1"), []),
+    "grid colour": ("lib/chapter/figures.py", replace("#dddddd", "#cccccc"), []),
+    "version of a linter": ("requirements.lock", append("ruff==9.9.9"), []),
+    "a rule of the ledger": ("book/claims/tiny.yml", replace("decimals: 1", "decimals: 2"), []),
+    "a caveat": ("book/claims/tiny.yml", append("    caveat: Only one."), []),
+    "a word of prose": ("notebooks/tiny.md", replace("# A tiny chapter", "# A very tiny chapter"), []),
+    "a cell's option": ("notebooks/tiny.md", replace("## End\n\n```{code-cell} ipython3\n", "## End\n\n```{code-cell} ipython3\n:tags: [hide-input]\n\n"), []),
+    "help of a parameter": ("notebooks/tiny.md", replace("# what is measured", "# what it measures"), []),
+    "a comment in a cell": ("notebooks/tiny.md", replace("if crash:", "if crash:  # never"), []),
+    "a module that nobody imports": ("lib/models/apart.py", append("X = 1"), []),
+    "an operator": ("lib/models/upper.py", replace("NUMBER * x", "NUMBER + x"), ["tiny"]),
+    "a default of a function": ("lib/models/upper.py", replace("x=1", "x=2"), ["tiny"]),
+    "a number further below": ("lib/models/lower.py", replace("4", "3"), ["tiny"]),
+    "the package of a module": ("lib/models/__init__.py", append("X = 1"), ["other", "tiny"]),
+    "what intervals are": ("lib/ledger/intervals.py", append("X = 1"), ["other"]),
+    "another chapter's method": ("lib/models/other.py", replace("5", "6"), ["other"]),
+    "a default of a parameter": ("notebooks/tiny.md", replace("value: float = 4.0", "value: float = 4.5"), ["tiny"]),
+    "code of a cell": ("notebooks/tiny.md", replace('{"number": value}', '{"number": +value}'), ["tiny"]),
+    "the data": ("data/numbers.txt", replace("3", "4"), ["tiny"]),
+    "data that are not selected": ("data/letters.txt", replace("c", "d"), []),
+    "a package that the method imports": ("arithmetic-1.0.dist-info/METADATA", replace("Version: 1.0", "Version: 1.1"), ["tiny"]),
+    "a claim that is no longer tested": ("book/claims/tiny.yml", replace("book: {tested: true}", "book: {tested: false, why: x, command: y}"), ["tiny"]),
+}  # fmt: skip
 
 
-def test_what_decides_nothing(layered, folder):
+@pytest.mark.parametrize("what", PROBES)
+def test_a_change_voids_what_measures_with_it_and_nothing_else(shared, shared_requests, what):
+    def identities():
+        return {chapter: folder_of(shared_requests(chapter, "--dry-run")) for chapter in ("other", "tiny")}
+
+    name, change, voided = PROBES[what]
+    path = shared.root / name
+    before, content = identities(), path.read_text()
+    path.write_text(change(content))
+    after = identities()
+    path.write_text(content)
+    assert [chapter for chapter in after if after[chapter] != before[chapter]] == voided
+    assert identities() == before, "back to its content, back to its run"
+
+
+def test_dates_and_places_decide_nothing(layered, folder):
     before = folder()
-    append(layered, "lib/models/other.py")
-    append(layered, "lib/training/loop.py")
     layered.chapter("another")
     for path in layered.root.rglob("*"):
         os.utime(path, (1, 1))
     assert folder() == before
-    assert folder("--out", "elsewhere").splitlines()[0].endswith("elsewhere")
+    assert folder("--out", "elsewhere").endswith("elsewhere")
     # Where the data lie does not count, what they are does.
     layered.write("moved/numbers.txt", "1 2 3\n")
     assert folder("-p", "data_dir", "moved") == before
     layered.write("moved/numbers.txt", "1 2 4\n")
     assert folder("-p", "data_dir", "moved") != before
+
+
+def test_the_data_that_count_are_those_that_the_parameters_select(layered, folder):
+    cpu, cuda = folder(), folder("-p", "device", "cuda")
+    layered.write("data/letters.txt", "a b d\n")
+    assert folder() == cpu and folder("-p", "device", "cuda") != cuda
+
+
+def test_what_selects_no_data_is_refused_in_one_line(layered, request_run):
+    done = request_run("tiny", "--dry-run", "-p", "device", "cdua")
+    assert done.returncode == 2
+    assert done.stderr == "python -m lib.run: parameter device: unknown 'cdua' (did you mean 'cuda'?)\n"
+
+
+def test_data_that_somebody_must_put_there_are_missed_by_the_run_and_not_before(layered, folder):
+    layered.write("lib/data/tinyset.py", SET.replace("return [", "raise RuntimeError('put it there')\n        return ["))
+    assert folder()
 
 
 def test_parameters_count_by_value(folder):
@@ -98,11 +179,25 @@ def test_parameters_count_by_value(folder):
     assert folder("--scale", "smoke") != before
 
 
-def test_a_parameter_that_names_a_file_counts_by_its_content(layered, folder):
-    layered.write("weights.bin", "one")
+def test_a_parameter_that_names_a_file_counts_by_its_content(project, folder):
+    project.write("weights.bin", "one")
     before = folder("-p", "device", "weights.bin")
-    layered.write("weights.bin", "two")
+    project.write("weights.bin", "two")
     assert folder("-p", "device", "weights.bin") != before
+
+
+def test_a_number_of_the_ledger_counts_where_a_cell_computes_with_it(project, folder):
+    ledger = (project.root / "book/claims/tiny.yml").read_text()
+
+    def with_number(number):
+        project.write("book/claims/tiny.yml", ledger.replace("value: 4.0", f"value: {number}"))
+        return folder()
+
+    assert with_number(4.0) == with_number(5.0), "only judged by"
+    project.chapter("tiny", "def computed(record):\n    return record.published('T1')")
+    assert with_number(4.0) != with_number(5.0)
+    project.chapter("tiny", "def computed(record):\n    return [record.published(claim) for claim in ('T1',)]")
+    assert with_number(4.0) != with_number(5.0), "any claim's, when which one is not written"
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(layered, request_run):
@@ -113,23 +208,49 @@ def test_what_cannot_be_read_is_refused_in_one_line(layered, request_run):
 
     layered.chapter("tiny", data='["lib.data.tinyset:SETT"]')
     refused("data source lib.data.tinyset:SETT")
+    layered.chapter("tiny", data='["lib.data.absent:SET"]')
+    refused("data source 'lib.data.absent:SET' must be module:attribute of a module in lib")
+    layered.chapter("tiny", data="[{devise: {cpu: 'lib.data.tinyset:SET'}}]")
+    refused("the front matter selects data by 'devise', which is no parameter")
     layered.chapter("tiny", imports="import (")
     refused("a code cell is not Python: invalid syntax, in `import (`")
+    layered.chapter("tiny")
+    layered.write("book/claims/tiny.yml", "paper: [")
+    refused("book/claims/tiny.yml, line")
     layered.chapter("tiny")
     layered.write("lib/models/other.py", "def broken(:\n")
     refused("Syntax error in")
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = """%matplotlib inline
-import numpy, lib.a.b as c
+    source = """import numpy, lib.a.b as c
 from lib.d import e, F
 def late():
     from lib.g import h
 """
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    modules = {"lib", "lib.a", "lib.a.b", "lib.d", "lib.d.e", "lib.g", "lib.h"}
-    assert direct_imports(notebook, modules) == {"lib.a.b", "lib.d", "lib.d.e", "lib.g"}
+    wanted = {"numpy", "lib.a.b", "lib.d", "lib.d.e", "lib.d.F", "lib.g", "lib.g.h"}
+    assert imported_names(ast.parse(source)) == wanted
+
+
+def test_cells_that_measure():
+    cells = [nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_markdown_cell("x"), nbformat.v4.new_code_cell("%matplotlib inline\nx = 2")]
+    assert code_cells(nbformat.v4.new_notebook(cells=cells)) == ["x = 2"]
+
+
+def test_packages_are_named_as_they_are_installed():
+    code = "import os, PIL.Image, torch\nfrom yaml import safe_load\nimport matplotlib, lib.files, no_such_package"
+    assert package_versions([code]) == {
+        "pillow": version("pillow"), "PyYAML": version("pyyaml"), "torch": version("torch").partition("+")[0]
+    }  # fmt: skip
+
+
+def test_entries_without_choice_and_with():
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["companion"] = {"data": ["a:A", {"text": {"x": "b:X", "y": "b:Y"}}]}
+    assert data_sources(notebook, {"text": "y"}) == ("a:A", "b:Y")
+    with pytest.raises(RequestError, match=r"parameter text: unknown 'z' \(known: x, y\)"):
+        data_sources(notebook, {"text": "z"})
 
 
 def test_fetching_a_pinned_file_does_not_change_the_run(tmp_path: Path, monkeypatch):

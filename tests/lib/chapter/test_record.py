@@ -1,5 +1,6 @@
 """The record of a chapter and the evidence of a run: complete, whole, readable again, shown."""
 
+import base64
 import hashlib
 import json
 import os
@@ -12,9 +13,10 @@ import yaml
 from bs4 import BeautifulSoup
 from pydantic import ValidationError
 
+from lib.chapter.figures import arms_figure, redraw, save, use_style
 from lib.chapter.record import Record
 from lib.ledger.evidence import ChapterRecord, Evidence, evidence_schema
-from lib.ledger.schema import SCALES
+from lib.ledger.schema import SCALES, load_ledger
 from lib.ledger.verdicts import VERDICTS
 
 SMALL = {
@@ -94,7 +96,8 @@ def fill(record):
 
 
 def soup(html):
-    return BeautifulSoup(html._repr_html_(), "html.parser")
+    data, _ = html._repr_mimebundle_()
+    return BeautifulSoup(data["text/html"], "html.parser")
 
 
 # --- the record --------------------------------------------------------------------------------------------
@@ -106,7 +109,9 @@ def test_a_whole_run(record, root):
     record.data(World())
     figure, axes = plt.subplots()
     axes.plot([1, 2])
-    assert record.figure(figure, "curve") is figure
+    data, metadata = record.figure(figure, "curve")._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert metadata == {"companion": {"shows": "figure curve"}}
     frame = pd.DataFrame({"a": [1.5]})
     assert record.table(frame, "numbers") is frame
     record.log.info("half-way")
@@ -146,7 +151,8 @@ def test_a_whole_run(record, root):
 def test_evidence_has_the_published_keys(record):
     fill(record).close()
     whole = json.loads(Evidence.of_run(record.folder, {}).model_dump_json())
-    assert set(whole) == {"chapter", "scale", "parameters", "claims", "data", "artifacts", "provenance"}
+    keys = {"chapter", "scale", "parameters", "claims", "measurements", "data", "artifacts", "provenance"}
+    assert set(whole) == keys
     required = {"id", "verdict", "measured", "interval", "paper", "protocol", "synthetic", "anchor", "reason"}
     assert required | {"provenance_of_paper_number"} <= set(whole["claims"][0])
     schema = evidence_schema()
@@ -196,7 +202,7 @@ def test_a_claim_is_judged_once(record):
 def test_a_slip_of_the_pen_is_refused_and_judges_nothing(record, measured, message):
     with pytest.raises(ValueError, match=message):
         record.judge("C1", measured)
-    record.judge("C1", RESULTS, protocol="Another.", anchor="here")
+    record.judge("C1", RESULTS, protocol="Another.")
 
 
 def test_a_finished_run_is_not_written_over(record, root):
@@ -343,3 +349,111 @@ def test_the_ledger_of_meantime_is_shown_at_every_scale(tmp_path):
     for scale in SCALES:
         record = Record("meantime", scale=scale, run_dir=tmp_path / scale)
         assert len(soup(record.ledger_table()).tbody.find_all("tr")) == len(record.ledger.claims)
+
+
+def test_a_verdict_shows_itself_and_says_so(record):
+    data, metadata = record.judge("C1", RESULTS)._repr_mimebundle_()
+    assert data["text/html"].startswith('<p>C1: <strong class="verdict verdict-holds">holds</strong> Every')
+    assert metadata == {"companion": {"shows": "verdict C1"}}
+
+
+def test_raw_measurements_are_kept_with_what_other_claims_may_need(record):
+    record.judge("C1", {"accuracy": {arm: np.array(v) for arm, v in RESULTS["accuracy"].items()}} | RESULTS)
+    record.not_tested("C2")
+    record.judge("E1", {"answer": np.float32(42), "not asked": 1})
+    record.close()
+    first, second, third = ChapterRecord.load(record.folder / "claims.json").measurements
+    assert first.measured["accuracy"]["chance"] == (0.5, 0.5, 0.5)
+    assert (second.tested, second.measured) == (False, {})
+    assert third.measured == {"answer": 42, "not asked": 1}
+
+
+def changed(root, **fields):
+    """The ledger with other fields in its first claim."""
+    claims = [LEDGER["claims"][0] | fields, *LEDGER["claims"][1:]]
+    (root / "book/claims/toy.yml").write_text(yaml.safe_dump(LEDGER | {"claims": claims}))
+    return load_ledger("toy", root)
+
+
+def test_measurements_are_judged_again_by_todays_ledger(record, root):
+    fill(record).close()
+    stored = Evidence.of_run(record.folder, {})
+    assert stored.judged_by(record.ledger) == stored
+    (part,) = RULE["parts"]
+    turned = stored.judged_by(changed(root, rule={"parts": [part | {"direction": "lower"}]}))
+    assert [(c.id, c.verdict, c.rule_is_younger) for c in turned.claims] == [
+        ("C1", "contradicted", True), ("C2", "not tested", False), ("E1", "exact", False)
+    ]  # fmt: skip
+    # An arm that no rule asked for when it was measured.
+    other = stored.judged_by(changed(root, rule={"parts": [part | {"worse": "chance"}]}))
+    assert other.claims[0].effects[0].label == "accuracy: ours over chance"
+    # Words are no rule.
+    said = stored.judged_by(changed(root, statement="Better.", caveat="Only here."))
+    assert (said.claims[0].statement, said.claims[0].rule_is_younger) == ("Better.", False)
+    # A verdict edited by hand does not survive.
+    forged = stored.claims[0].model_copy(update={"verdict": "reproduced"})
+    edited = stored.model_copy(update={"claims": (forged, *stored.claims[1:])})
+    assert edited.judged_by(record.ledger) == stored
+
+
+def test_measurements_that_do_not_fit_are_refused(record, root):
+    fill(record).close()
+    stored = Evidence.of_run(record.folder, {})
+    (part,) = RULE["parts"]
+    with pytest.raises(ValueError, match="C1: expected the arms of accuracy ours, others; got ours"):
+        stored.judged_by(changed(root, rule={"parts": [part | {"worse": "others"}]}))
+    with pytest.raises(ValueError, match="C3: not in this run's measurements"):
+        more = LEDGER["claims"] + [LEDGER["claims"][0] | {"id": "C3"}]
+        (root / "book/claims/toy.yml").write_text(yaml.safe_dump(LEDGER | {"claims": more}))
+        stored.judged_by(load_ledger("toy", root))
+
+
+def test_a_training_has_a_file_to_continue_from_when_it_is_a_run(record, root):
+    assert record.checkpoint("arm, seed 0") == record.folder / "checkpoints" / "arm, seed 0.pt"
+    for name in ("../x", "a/b", ".hidden", ""):
+        with pytest.raises(ValueError, match="name of a checkpoint: no slash, no leading dot"):
+            record.checkpoint(name)
+    assert Record("toy", scale="book", root=root).checkpoint("arm, seed 0") is None
+
+
+def test_the_ledgers_numbers_by_name(record):
+    assert record.published("E1") == {"answer": 42}
+    assert record.published("C1") == {"accuracy, ours": 0.9}
+
+
+def test_numbers_are_shown_and_saved_with_their_reference(record):
+    record.judge("E1", {"answer": 42})
+    shown = record.numbers("E1", name="arithmetic")
+    cells = [cell.get_text() for cell in soup(shown).select("tbody tr > *")]
+    assert cells == ["E1", "answer", "42", "paper", "42", "exact"]
+    assert shown._repr_mimebundle_()[1] == {"companion": {"shows": "numbers arithmetic E1"}}
+    written = (record.folder / "tables/arithmetic.csv").read_text().splitlines()
+    assert written[0] == "claim,number,reference is,reference,ours,unit,verdict"
+    assert written[1] == "E1,answer,paper,42.0,42.0,,exact"
+
+
+def test_a_number_for_the_text(record, monkeypatch):
+    glued = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: glued.update({name: (value, display)}))
+    record.number("half", np.float32(0.5))
+    record.number("count", np.int64(3))
+    assert glued == {"toy-half": (0.5, False), "toy-count": (3, False)}
+    assert {type(value) for value, _ in glued.values()} == {float, int}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_figure_of_the_books_kind_keeps_what_it_is_drawn_from(record, kept):
+    use_style()
+    frame = pd.DataFrame({"arm": ["a", "a", "b", "b"], "score": [1.0, np.nan, 2.0, 3]}, index=[9, 8, 7, 6])
+    figure = arms_figure(frame, ["score"], chance={"score": 1.5})
+    if not kept:
+        figure.axes[0].set_title("changed by a cell")
+    record.figure(figure, "scores")
+    drawing = record.folder / "figures/scores.json"
+    assert drawing.exists() == kept
+    if kept:
+        again = redraw(drawing.read_text())
+        save(again, record.folder / "again.png", record.folder / "again.svg")
+        for suffix in ("png", "svg"):
+            ours = (record.folder / f"again.{suffix}").read_bytes()
+            assert ours == (record.folder / f"figures/scores.{suffix}").read_bytes()

@@ -1,0 +1,162 @@
+"""A complete run as today's book shows it, without executing anything.
+
+What a run measured is stored: raw measurements, tables, the outputs of its cells, the data of figures that are
+drawn in the book's style. What is said about it is made again from there: prose, captions and cell options come
+from the chapter's text as it is now, verdicts from today's ledger, tables and figures of the record from today's
+code. Cells are matched by their place: their syntax is the same, or it would be another run
+(`lib.runs.fingerprint`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+from nbformat import NotebookNode
+
+from lib.chapter import figures, tables
+from lib.files import write_atomically
+from lib.ledger.evidence import ClaimEvidence, Evidence
+from lib.ledger.schema import Ledger, load_ledger
+from lib.runs.execution import INJECTED
+from lib.runs.parameters import RequestError
+from lib.runs.request import Request, parameter_table
+
+
+@dataclass(frozen=True)
+class Presented:
+    """What a page is made of.
+
+    Attributes
+    ----------
+    notebook : NotebookNode
+        Today's text with the run's outputs.
+    evidence : Evidence
+        The run's measurements under today's ledger.
+    files : dict of str to Path
+        Figures and tables, by their path in the run's folder (``figures/curves.svg``), where they are now.
+    """
+
+    notebook: NotebookNode
+    evidence: Evidence
+    files: dict[str, Path]
+
+
+def present(request: Request, folder: Path, made: Path) -> Presented:
+    """Make the page of a complete run.
+
+    Parameters
+    ----------
+    request : Request
+        Of the run, from `lib.runs.request.resolve`: it holds the chapter's text.
+    folder : Path
+        The run's; nothing in it is changed.
+    made : Path
+        Where to put the figures and tables that are made again.
+
+    Raises
+    ------
+    RequestError
+        The measurements do not fit today's ledger, or the run's notebook not the chapter: it must run again.
+    """
+    chapter = request.chapter
+    try:
+        stored = Evidence.load(folder / "evidence.json")
+        ledger = load_ledger(chapter, request.root)
+        evidence = stored.judged_by(ledger)
+    except ValueError as error:
+        raise RequestError(f"notebooks/{chapter}: {error}; {_again(request)}") from None
+    files = {name: folder / name for artifact in evidence.artifacts for name in artifact.files}
+    page = _Page(request, ledger, evidence, folder, made, files)
+    executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    return Presented(page.notebook(executed), evidence, files)
+
+
+def _again(request: Request) -> str:
+    return f"run: python -m lib.run {request.chapter} --scale {request.scale} --force"
+
+
+class _Page:
+    def __init__(
+        self,
+        request: Request,
+        ledger: Ledger,
+        evidence: Evidence,
+        folder: Path,
+        made: Path,
+        files: dict[str, Path],
+    ) -> None:
+        self.request, self.ledger, self.evidence = request, ledger, evidence
+        self.folder, self.made, self.files = folder, made, files
+        self.claims = {claim.id: claim for claim in evidence.claims}
+        self.parts: dict[str, Callable[..., tables.Html]] = {
+            "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale),
+            "verdicts": lambda: tables.verdict_table(evidence.claims),
+            "verdict": lambda claim: tables.verdict_line(self.claims[claim]),
+            "provenance": lambda: tables.provenance_table(evidence.provenance, evidence.data),
+            "parameters": lambda: parameter_table(request.chapter, request.root),
+            "numbers": self._numbers,
+        }
+
+    def notebook(self, executed: NotebookNode) -> NotebookNode:
+        """Today's cells with the outputs of the cells that stood in their place."""
+        page = copy.deepcopy(self.request.notebook)
+        page.metadata.update({k: v for k, v in executed.metadata.items() if k not in page.metadata})
+        ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+        injected = [cell for cell in ran if INJECTED in cell.metadata.get("tags", [])]
+        ran = [cell for cell in ran if INJECTED not in cell.metadata.get("tags", [])]
+        there = [cell for cell in page.cells if cell.cell_type == "code"]
+        if len(ran) != len(there):
+            raise RequestError(
+                f"notebooks/{self.request.chapter}: {len(there)} code cells, its run has {len(ran)}; "
+                f"{_again(self.request)}"
+            )
+        for cell, before in zip(there, ran, strict=True):
+            cell.execution_count = before.execution_count
+            cell.outputs = [self._shown(output) for output in before.outputs]
+        place = next(n for n, cell in enumerate(page.cells) if "parameters" in cell.metadata.get("tags", []))
+        page.cells[place + 1 : place + 1] = injected
+        return page
+
+    def _shown(self, output: NotebookNode) -> NotebookNode:
+        """An output as today's code makes it, if the record made it; else as it was."""
+        mark = output.get("metadata", {}).get(tables.MARK)
+        if not mark:
+            return output
+        kind, *names = mark["shows"].split()
+        output = copy.deepcopy(output)
+        if kind == "figure":
+            output.data["image/png"] = self._figure(*names) or output.data["image/png"]
+        else:
+            output.data["text/html"] = str(self.parts[kind](*names))
+        return output
+
+    def _figure(self, name: str) -> str | None:
+        """Draw a figure again in today's style, if its data were kept: its picture."""
+        drawing = self.folder / "figures" / f"{name}.json"
+        if not drawing.is_file():
+            return None
+        figures.use_style()
+        figure = figures.redraw(drawing.read_text(encoding="utf-8"))
+        paths = [self._made(f"figures/{name}{suffix}") for suffix in (".png", ".svg")]
+        figures.save(figure, *paths)
+        picture = figures.shown(figure)
+        plt.close(figure)
+        return picture
+
+    def _numbers(self, name: str, *claims: str) -> tables.Html:
+        """The table of arithmetic numbers, and its file."""
+        judged: list[ClaimEvidence] = [self.claims[claim] for claim in claims]
+        csv = tables.numbers_frame(judged).to_csv(index=False)
+        write_atomically(self._made(f"tables/{name}.csv"), csv)
+        return tables.numbers_table(judged)
+
+    def _made(self, name: str) -> Path:
+        path = self.made / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.files[name] = path
+        return path

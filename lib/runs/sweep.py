@@ -1,0 +1,254 @@
+"""Many runs: what a batch asks for, what each run needs, and what became of them (used by the ``Snakefile``).
+
+A run's folder is named by what decides its measurements (`lib.runs.fingerprint`). So a batch never asks whether
+something is out of date, only whether it exists: no dates, and nothing to do when nothing has changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nbformat import NotebookNode
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lib.files import ROOT, write_atomically
+from lib.ledger.evidence import Evidence
+from lib.ledger.schema import load_ledger
+from lib.runs.parameters import RequestError, read_parameters, suggest
+from lib.runs.request import chapters, read_chapter, resolve
+
+COLUMNS = ("chapter", "scale", "run", "parameters", "claim", "verdict", "mean", "low", "high")
+
+
+class Resources(BaseModel):
+    """What one run needs, as a chapter's front matter says it for each scale (``companion: resources``).
+
+    Measured: a cluster kills what takes more. Defaults are for a chapter that says nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threads: int = Field(default=1, ge=1)
+    memory_mb: int = Field(default=2500, ge=1)
+    minutes: int = Field(default=60, ge=1)
+    gpus: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(cls, notebook: NotebookNode, scale: str) -> Resources:
+        """From a chapter's front matter.
+
+        Raises
+        ------
+        RequestError
+            In one line: an unknown field, or a value out of range.
+        """
+        companion = notebook.metadata.get("companion", {})
+        try:
+            return cls.model_validate(companion.get("resources", {}).get(scale, {}))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, (scale, *first["loc"])))
+            name = companion.get("id", "?")
+            raise RequestError(f"notebooks/{name}.md: resources.{where}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a batch.
+
+    Attributes
+    ----------
+    chapter, scale : str
+    overrides : mapping
+        Values of single parameters.
+    evidence : str
+        The file that it makes, relative to the repository.
+    resources : Resources
+    refused : str
+        Why it cannot run, in a line; empty if it can.
+    """
+
+    chapter: str
+    scale: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    evidence: str = ""
+    resources: Resources = Resources()
+    refused: str = ""
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of ``python -m lib.run``, for a shell."""
+        pairs = [
+            ("-p", name, value if isinstance(value, str) else json.dumps(value))
+            for name, value in self.overrides.items()
+        ]
+        threads = ("--threads", str(self.resources.threads))
+        return shlex.join([self.chapter, "--scale", self.scale, *itertools.chain(*pairs), *threads])
+
+
+def job(chapter: str, scale: str, overrides: Mapping[str, Any], root: Path = ROOT) -> Job:
+    """A run of a batch; RequestError as `lib.runs.request.resolve`."""
+    request = resolve(chapter, scale, overrides, root)
+    evidence = (request.folder / "evidence.json").relative_to(request.root).as_posix()
+    return Job(chapter, scale, dict(overrides), evidence, Resources.of(request.notebook, scale))
+
+
+def every_chapter(scale: str, root: Path = ROOT) -> list[Job]:
+    """A run of every chapter; one that cannot run fails as a job of its own, beside the others."""
+    jobs = []
+    for chapter in chapters(root):
+        try:
+            jobs.append(job(chapter, scale, {}, root))
+        except RequestError as error:
+            evidence = f"runs/{scale}/{chapter}/refused/evidence.json"
+            jobs.append(Job(chapter, scale, evidence=evidence, refused=f"{chapter}: {error}"))
+    return jobs
+
+
+# --- grids -------------------------------------------------------------------------------------------------
+
+
+def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping[str, Any]]:
+    """What a sweep asks for: one or more of ``{chapter, scale, grid}``.
+
+    Parameters
+    ----------
+    config : mapping
+        ``sweep``: the name of a YAML file with one or a list of them; or ``chapter``, ``scale`` and the grid's
+        parameters side by side, as a command line gives them. Neither: no sweep.
+
+    Raises
+    ------
+    RequestError
+        The file cannot be read, or holds something else.
+    """
+    if "sweep" in config:
+        name = str(config["sweep"])
+        try:
+            asked = yaml.safe_load((root / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RequestError(f"{name}: {' '.join(str(error).split())}") from None
+        asked = asked if isinstance(asked, list) else [asked]
+        for one in asked:
+            _check_specification(one, name)
+        return asked
+    if "chapter" in config:
+        grid = {name: value for name, value in config.items() if name not in ("chapter", "scale")}
+        return [{"chapter": config["chapter"], "scale": config.get("scale", "book"), "grid": grid}]
+    return []
+
+
+def _check_specification(one: Any, name: str) -> None:
+    if not isinstance(one, Mapping) or "chapter" not in one:
+        raise RequestError(f"{name}: expected {{chapter, scale, grid}}, or a list of them; got {one!r}")
+    known = ("chapter", "scale", "grid")
+    if unknown := sorted(map(str, set(one) - set(known))):
+        raise RequestError(f"{name}: unknown key {unknown[0]!r}{suggest(unknown[0], known)}")
+    if not isinstance(one.get("grid") or {}, Mapping):
+        raise RequestError(f"{name}: grid must map parameters to values, got {one['grid']!r}")
+
+
+def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The points of one grid, as chapter, scale and overrides.
+
+    Each listed parameter takes each of its values; a parameter that is a list takes one element a point, unless
+    the values are lists themselves. Values given as text are read as YAML, as the command line does.
+    """
+    chapter, scale = specification["chapter"], specification.get("scale") or "book"
+    declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
+    grid = {}
+    for name, values in (specification.get("grid") or {}).items():
+        annotation = declared[name].annotation if name in declared else ""
+        values = values if isinstance(values, list) else [values]
+        if not values:
+            raise RequestError(f"{chapter}: no value of {name} to run")
+        if annotation != "str":
+            values = [yaml.safe_load(value) if isinstance(value, str) else value for value in values]
+        if annotation.startswith("list"):
+            values = [value if isinstance(value, list) else [value] for value in values]
+        grid[name] = values
+    for combination in itertools.product(*grid.values()):
+        yield chapter, scale, dict(zip(grid, combination, strict=True))
+
+
+def sweep(config: Mapping[str, Any], root: Path = ROOT) -> list[Job]:
+    """The runs of a sweep, in the order of its grids; RequestError as `specifications` and `job`."""
+    return [job(*point, root) for one in specifications(config, root) for point in points(one, root)]
+
+
+def table_name(jobs: Sequence[Job]) -> str:
+    """File of a sweep's table: the same runs are the same table."""
+    asked = "\n".join(f"{job.evidence} {job.arguments}" for job in jobs)
+    return f"runs/sweeps/{hashlib.sha256(asked.encode()).hexdigest()[:12]}.csv"
+
+
+def write_table(jobs: Iterable[Job], path: Path, root: Path = ROOT) -> None:
+    """Verdicts of all runs of a sweep by today's ledger, a row per run and claim, as CSV."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for one in jobs:
+        evidence = Evidence.load(root / one.evidence).judged_by(load_ledger(one.chapter, root))
+        start = (one.chapter, one.scale, Path(one.evidence).parent.name, json.dumps(one.overrides))
+        for claim in evidence.claims:
+            effect = claim.interval
+            numbers = (effect.mean, effect.low, effect.high) if effect else ("", "", "")
+            rows.writerow((*start, claim.id, claim.verdict, *numbers))
+    write_atomically(path, text.getvalue())
+
+
+# --- pages, and what went wrong ----------------------------------------------------------------------------
+
+
+def simulation_folder(root: Path = ROOT) -> str:
+    """Where the simulation of verdicts for the page on them lies: named by its script and what it simulates."""
+    parts = [root / "book/verdict_simulation.py", root / "lib/ledger/intervals.py"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+    return f"_build/simulation/{digest[:12]}"
+
+
+def pages_content(jobs: Sequence[Job], environment: Mapping[str, str], root: Path = ROOT) -> str:
+    """Identity of all that the pages are made of; runs are named by what they measured."""
+    names = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock")
+    files = [root / name for name in names]
+    for folder in ("book", "lib", "notebooks"):
+        files += (path for path in (root / folder).rglob("*") if path.suffix not in (".pyc", ".ipynb"))
+    whole = hashlib.sha256("\n".join(job.evidence for job in jobs).encode())
+    for name in ("BOOK_REPOSITORY_URL", "GITHUB_REPOSITORY"):
+        whole.update(f"{name}={environment.get(name, '')}".encode())
+    for path in sorted(path for path in files if path.is_file()):
+        whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def failures(jobs: Iterable[Job], since: float, root: Path = ROOT) -> list[str]:
+    """A line for each run that a batch asked for and that is not there.
+
+    Parameters
+    ----------
+    jobs : iterable of Job
+    since : float
+        When the batch started, in seconds since 1970: what failed before it is not its own.
+    root : Path
+    """
+    lines = []
+    for one in jobs:
+        evidence = root / one.evidence
+        said = evidence.with_name("failed.txt")
+        if one.refused:
+            lines.append(one.refused)
+        elif said.is_file() and said.stat().st_mtime >= since:
+            lines.append(said.read_text(encoding="utf-8").strip())
+        elif not evidence.is_file():
+            lines.append(f"{one.chapter}: not complete: python -m lib.run {one.arguments}")
+    return lines
