@@ -55,6 +55,13 @@ def read_photographs(*paths: Path) -> dict[str, Image.Image]:
     return photographs
 
 
+def take(photographs: dict[str, Image.Image], count: int) -> dict[str, Image.Image]:
+    """The first `count` pictures; ValueError if there are not as many."""
+    if not 1 <= count <= len(photographs):
+        raise ValueError(f"there are 1 to {len(photographs)} photographs, {count} were asked for")
+    return dict(list(photographs.items())[:count])
+
+
 def photograph_tensor(photographs: dict[str, Image.Image], preprocessing: Preprocessing = IMAGENET) -> Tensor:
     """The centres of all pictures, as a network wants them: (N, 3, crop, crop) float32, in their order."""
     if not photographs:

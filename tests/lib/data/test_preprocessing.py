@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lib.data.dataset import DataUnavailable
-from lib.data.photographs import FILES, PHOTOGRAPHS, photograph_tensor
+from lib.data.photographs import FILES, PHOTOGRAPHS, photograph_tensor, take
 from lib.data.preprocessing import IMAGENET, SQUEEZENET, Preprocessing, random_box
 
 
@@ -67,6 +67,14 @@ def test_settings_are_refused_at_the_door():
         Preprocessing(interpolation="nearest")
     with pytest.raises(ValueError, match="at least one"):
         photograph_tensor({})
+
+
+def test_no_more_photographs_are_taken_than_there_are():
+    two = {"a": ramp(30, 30), "b": ramp(40, 30)}
+    assert list(take(two, 1)) == ["a"] and take(two, 2) == two
+    for count in (0, 3, -1):
+        with pytest.raises(ValueError, match=f"there are 1 to 2 photographs, {count} were asked for"):
+            take(two, count)
 
 
 def test_the_photographs():
