@@ -16,7 +16,7 @@ class DataUnavailable(RuntimeError):
 
 
 class Source(Protocol):
-    """Where one file comes from: `PackageFile`, `Download` or `ZipMember`."""
+    """Where one file comes from, of the kinds in `lib.data.packages` and `lib.data.download`."""
 
     @property
     def name(self) -> str: ...

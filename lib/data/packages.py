@@ -1,4 +1,8 @@
-"""Data files inside installed packages: found without importing the package, checked by hash."""
+"""Data files that are on this machine already, and are read where they are.
+
+An installed package carries them (found without importing it, checked by hash), or one of the operating
+system, or people have put them there by hand. Files from the network are in `lib.data.download`.
+"""
 
 from __future__ import annotations
 
@@ -93,3 +97,31 @@ class SystemFile:
         if path.is_file() and file_hash(path) == self.sha256:
             return path
         return self.otherwise.fetch(data_dir)
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file that its terms let nobody pass on, and that no address serves without asking: put there by hand.
+
+    Attributes
+    ----------
+    path : str
+        Inside the data folder, with forward slashes.
+    what : str
+        The file and its terms, for the message when it is not there.
+    """
+
+    path: str
+    what: str
+
+    @property
+    def name(self) -> str:
+        """File name without folders."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def fetch(self, data_dir: Path) -> Path:
+        """The file's path; `DataUnavailable` if it is not there."""
+        path = Path(data_dir) / self.path
+        if not path.is_file():
+            raise DataUnavailable(f"{self.what} is not downloaded for you: put it at {path}")
+        return path

@@ -6,7 +6,8 @@ Neither is downloaded: put the files into the data folder by hand.
 from __future__ import annotations
 
 from lib.data.dataset import DataSet
-from lib.data.text import SPLITS, OwnFile, read_words
+from lib.data.packages import OwnFile
+from lib.data.text import SPLITS, read_words
 
 PENN_TREEBANK = DataSet(
     name="Penn Treebank (Mikolov's version: 10,000 words)",

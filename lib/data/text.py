@@ -119,34 +119,6 @@ class TextBatches:
         return {"tokens": self.inputs[:, columns], "targets": self.targets[:, columns], "fresh": fresh}
 
 
-@dataclass(frozen=True)
-class OwnFile:
-    """A file that its terms let nobody pass on, and that no address serves without asking: put there by hand.
-
-    Attributes
-    ----------
-    path : str
-        Inside the data folder, with forward slashes.
-    what : str
-        The file and its terms, for the message when it is not there.
-    """
-
-    path: str
-    what: str
-
-    @property
-    def name(self) -> str:
-        """File name without folders."""
-        return self.path.rsplit("/", 1)[-1]
-
-    def fetch(self, data_dir: Path) -> Path:
-        """The file's path; `DataUnavailable` if it is not there."""
-        path = Path(data_dir) / self.path
-        if not path.is_file():
-            raise DataUnavailable(f"{self.what} is not downloaded for you: put it at {path}")
-        return path
-
-
 def words_of_lines(lines: Iterable[str]) -> list[str]:
     """Words between blanks, and ``<eos>`` at the end of each line: how PTB and WikiText are counted."""
     return [word for line in lines for word in (*line.split(), END)]

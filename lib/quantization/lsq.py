@@ -15,7 +15,7 @@ class LSQ(Quantizer):
     """Learned step size: ŷ = s · clip(round(x / s), −Q_N, Q_P).
 
     ∂ŷ/∂s = round(x/s) − x/s inside, −Q_N or Q_P outside; that gradient is scaled by 1/√(N Q_P), N the number
-    of elements. First step: 2 mean|x| / √Q_P.
+    of elements that share the step: all of the tensor, or those of one channel. First step: 2 mean|x| / √Q_P.
 
     Parameters
     ----------
@@ -30,8 +30,9 @@ class LSQ(Quantizer):
 
     Notes
     -----
-    N counts all elements of the tensor, as two public implementations do; the paper has the elements of a
-    layer, without the batch.
+    N counts a batch of activations with its batch dimension, as two public implementations do; the paper has
+    the elements of a layer, without the batch. With `channels`, which the paper does not have, N is the
+    share of one channel, so that each learns as it would alone; those implementations count the whole tensor.
     """
 
     def __init__(

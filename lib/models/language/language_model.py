@@ -3,7 +3,7 @@
 Zaremba, Sutskever & Vinyals, *Recurrent Neural Network Regularization*, 2014 (arXiv:1409.2329): dropout
 between layers, never along time. The defaults are its "medium" model for the Penn Treebank (650 units, two
 layers, dropout 0.5); the LSTM's first weights are torch's, the others uniform in ±0.05. The LSTM is written
-out step by step, so that a quantised cell can take its place (`lib.models.highway`).
+out step by step, so that a quantised cell can take its place (`lib.models.language.highway`).
 """
 
 from __future__ import annotations

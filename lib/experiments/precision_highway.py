@@ -1,0 +1,208 @@
+"""Precision highway: data sets, arms, and the training of an arm.
+
+What is measured without training an arm is in `lib.experiments.precision_highway_errors`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from lib.data.dataset import DataSet
+from lib.data.fashion_mnist import FASHION_MNIST, FASHION_MNIST_SAMPLE
+from lib.data.imagenet import IMAGENET_2012, FolderBatches, ImageFolder, ImageFolders
+from lib.data.images import ImageBatches, ImageSet
+from lib.data.penn_treebank import PENN_TREEBANK, WIKITEXT_2
+from lib.data.state_of_the_union import STATE_OF_THE_UNION
+from lib.data.text import SPLITS, Corpus, TextBatches
+from lib.models.language.highway import quantize_language_model
+from lib.models.language.language_model import LSTMLanguageModel
+from lib.models.vision.highway import quantize_resnet
+from lib.models.vision.resnet import ResNet
+from lib.quantization.dorefa import DoReFaWeight
+from lib.quantization.laplace import Laplace
+from lib.quantization.lsq import LSQ
+from lib.quantization.pact import PACT
+from lib.training.classifiers import ImageClassifier
+from lib.training.language_models import LanguageModelling
+from lib.training.loop import fit, warmup_cosine
+
+PICTURES: dict[str, DataSet | ImageFolders] = {
+    "fashion-mnist-sample": FASHION_MNIST_SAMPLE,
+    "fashion-mnist": FASHION_MNIST,
+    "imagenet": IMAGENET_2012,
+}
+TEXTS: dict[str, DataSet] = {
+    "state-of-the-union": STATE_OF_THE_UNION,
+    "ptb": PENN_TREEBANK,
+    "wikitext-2": WIKITEXT_2,
+}
+
+
+def _learned(bits: int, skip_bits: str | None) -> dict[str, Any]:
+    """Laplace-optimal weights and learned ranges of activations (LSQ), as options of `quantize_resnet`."""
+    return {
+        "weights": lambda layer: Laplace(bits),
+        "activations": lambda kind: LSQ(bits, signed=False),
+        "skip_bits": skip_bits,
+    }
+
+
+#: Arms of C3 to C5: options of `lib.models.vision.highway.quantize_resnet`, or None for full precision.
+IMAGE_ARMS: dict[str, dict[str, Any] | None] = {
+    "full precision": None,
+    "conventional W3A3": _learned(3, "shared"),
+    "highway W3A3": _learned(3, None),
+    "conventional W2A2": _learned(2, "shared"),
+    "highway W2A2": _learned(2, None),
+    "PACT and DoReFa W2A2": {
+        "weights": lambda layer: DoReFaWeight(2),
+        "activations": lambda kind: PACT(2),
+        "skip_bits": "shared",
+    },
+}
+
+
+def lstm_forms(bits: int) -> dict[str, dict[str, Any]]:
+    """What each form of the LSTM rounds, as options of `QuantizedLSTMLayer`: all multiply in `bits`."""
+    products = {"weight_bits": bits, "input_bits": bits}
+    conventional = products | {"gate_bits": bits, "state_bits": bits}
+    return {
+        "conventional": conventional,
+        "conventional with an exact cell": conventional | {"keep_cell": True},
+        "highway": products,
+    }
+
+
+#: Arms of C6: options of `lib.models.language.highway.QuantizedLSTMLayer`, or None for full precision.
+LSTM_ARMS: dict[str, dict[str, Any] | None] = {"full precision": None} | lstm_forms(2)
+
+
+# --- data and training ---
+
+
+def data_sets(pictures: str, text: str) -> tuple[DataSet | ImageFolders, DataSet]:
+    """The data set of pictures and the text of these names; ValueError for a name that is not known."""
+    for name, known in ((pictures, PICTURES), (text, TEXTS)):
+        if name not in known:
+            raise ValueError(f"expected one of {', '.join(known)}, got {name!r}")
+    return PICTURES[pictures], TEXTS[text]
+
+
+def data_table(
+    pictures: DataSet | ImageFolders,
+    images: Mapping[str, ImageSet | ImageFolder],
+    text: DataSet,
+    corpus: Corpus,
+) -> pd.DataFrame:
+    """What a data set of pictures and a text hold, by split; `images` and `corpus` are what they load."""
+    rows = [
+        {"data": pictures.name, "split": split, "size": f"{len(part):,} images"}
+        for split, part in images.items()
+    ]
+    for split in SPLITS:
+        tokens, share = len(getattr(corpus, split)), 100 * corpus.unknown_share(split)
+        size = f"{tokens:,} tokens, {share:.1f} % outside the {len(corpus.vocabulary):,} words"
+        rows.append({"data": text.name, "split": split, "size": size})
+    return pd.DataFrame(rows)
+
+
+def image_batches(
+    images: ImageSet | ImageFolder, batch_size: int, *, seed: int
+) -> ImageBatches | FolderBatches:
+    """Training batches: small pictures mirrored and moved by up to two pixels, files as their crops are."""
+    augmentation = {"flip": True, "shift": 2} if isinstance(images, ImageSet) else {}
+    return images.batches(batch_size, seed=seed, **augmentation)
+
+
+def text_batches(tokens: Tensor, batch_size: int, length: int, *, seed: int) -> TextBatches:
+    """Training batches of a text that begins, and is cut into streams, at another place for each seed."""
+    return TextBatches(tokens.roll(-seed * 10_007), batch_size=batch_size, length=length)
+
+
+def image_arm(trained: ResNet, arm: str, sample: Tensor) -> ResNet:
+    """A copy of a trained network, quantised as the arm has it; ranges are measured on `sample`."""
+    options = IMAGE_ARMS[arm]
+    return copy.deepcopy(trained) if options is None else quantize_resnet(trained, sample, **options)
+
+
+def lstm_arm(untrained: LSTMLanguageModel, arm: str, sample: Tensor) -> LSTMLanguageModel:
+    """A copy of a language model, quantised as the arm has it; first ranges are measured on `sample`."""
+    options = LSTM_ARMS[arm]
+    if options is None:
+        return copy.deepcopy(untrained)
+    makers = {"weights": Laplace, "values": lambda bits, signed: LSQ(bits, signed=signed)}
+    return quantize_language_model(untrained, sample, **makers, **options)
+
+
+def train_images(
+    network: ResNet,
+    batches: ImageBatches | FolderBatches,
+    *,
+    steps: int,
+    learning_rate: float,
+    first_step: int = 0,
+    teacher: ResNet | None = None,
+    fabric: Fabric,
+    checkpoint: Path | None = None,
+    name: str,
+) -> ResNet:
+    """Train a network in place by SGD under a cosine, and return it in evaluation mode.
+
+    Parameters
+    ----------
+    batches
+        Of which the training takes `steps`, from `first_step` on.
+    teacher
+        A network whose predictions are to be matched as well.
+    fabric, checkpoint, name
+        As for `lib.training.loop.fit`.
+    """
+    model = ImageClassifier(network.to(fabric.device), teacher=teacher)
+    fit(
+        model,
+        lambda step: batches.batch(first_step + step),
+        steps=steps,
+        optimizer=torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4),
+        schedule=warmup_cosine(steps, warmup=min(10, steps // 2)),
+        fabric=fabric,
+        checkpoint=checkpoint,
+        name=name,
+    )
+    return network.eval()
+
+
+def train_text(
+    model: LSTMLanguageModel,
+    batches: TextBatches,
+    *,
+    steps: int,
+    learning_rate: float,
+    fabric: Fabric,
+    checkpoint: Path | None = None,
+    name: str,
+) -> LSTMLanguageModel:
+    """Train a language model in place by Adam under a cosine, and return it in evaluation mode.
+
+    Gradients are clipped at norm 1. Parameters as for `train_images`.
+    """
+    lesson = LanguageModelling(model.train(), batch_size=len(batches.inputs))
+    fit(
+        lesson,
+        batches.batch,
+        steps=steps,
+        optimizer=torch.optim.Adam(lesson.parameters(), lr=learning_rate),
+        schedule=warmup_cosine(steps),
+        clip_norm=1.0,
+        fabric=fabric,
+        checkpoint=checkpoint,
+        name=name,
+    )
+    return model.eval()
