@@ -1,17 +1,38 @@
-"""The paper scale of Precision Highway, dry: ResNet-50 and the LSTM of 650 units, two steps per arm.
+"""The paper scale of Precision Highway, dry: ResNet-50 and the LSTM of 650 units, a few steps per arm.
 
-The chapter's own cells run, on a made-up ImageNet and a made-up Penn Treebank in the real layouts. Batches
-are small: a step with the real 256 pictures would take minutes here.
+The functions of the experiment run with the parameters of the paper scale, on a made-up ImageNet and a
+made-up Penn Treebank in the real layouts. Batches are small: a step of 256 pictures would take minutes here.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from lightning_fabric import Fabric
 from PIL import Image
 
-from lib.runs.request import read_chapter, resolve
+from lib.data.text import TextBatches
+from lib.experiments.precision_highway import (
+    LSTM_ARMS,
+    data_sets,
+    data_table,
+    image_arm,
+    image_batches,
+    lstm_arm,
+    text_batches,
+    train_images,
+    train_text,
+)
+from lib.models.language.language_model import LSTMLanguageModel
+from lib.models.vision.resnet import resnet
+from lib.runs.request import resolve
+from lib.training.language_models import perplexity
+from lib.training.loop import seeded
 
 CLASSES = 1000
 WORDS = 10_000
+FABRIC = Fabric(accelerator="cpu", devices=1)
 
 
 def made_up_imagenet(root) -> None:
@@ -37,56 +58,95 @@ def made_up_treebank(root) -> None:
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory) -> dict:
-    """What the chapter's cells define at scale ``paper``, up to its data."""
+def paper() -> SimpleNamespace:
+    """The chapter's parameters at scale ``paper``."""
+    return SimpleNamespace(**resolve("precision_highway", "paper").parameters)
+
+
+@pytest.fixture(scope="module")
+def data(paper, tmp_path_factory) -> dict:
+    """What the chapter's cells load at that scale."""
     folder = tmp_path_factory.mktemp("data")
     made_up_imagenet(folder)
     made_up_treebank(folder)
-    names = dict(resolve("precision_highway", "paper").parameters)
-    assert (names["depth"], names["width"], names["lstm_units"], names["lstm_layers"]) == (50, 1.0, 650, 2)
-    names |= {"device": "cpu", "data_dir": str(folder), "run_dir": str(folder / "run"), "seeds": [0]}
-    names |= {"batch_size": 2, "steps": 2, "quantised_steps": 2, "streams": 2, "lstm_steps": 2}
-    names["display"] = lambda value: value
-    for part in ("import matplotlib", "record = Record", "pictures = {"):
-        run(part, names)
-    return names
+    pictures, words = data_sets(paper.dataset, paper.text)
+    images, corpus = pictures.load(folder), words.load(folder)
+    table = data_table(pictures, images, words, corpus)
+    return {"images": images, "corpus": corpus, "table": table}
 
 
-def run(part: str, names: dict, *, until: str = "") -> None:
-    """The chapter's one cell with this text in it, as far as `until`."""
-    cells = [cell.source for cell in read_chapter("precision_highway").cells if cell.cell_type == "code"]
-    (source,) = (source for source in cells if part in source)
-    exec(source[: source.index(until)] if until else source, names)
+@pytest.fixture
+def network(paper):
+    seeded(0)
+    return resnet(paper.depth, width=paper.width, in_channels=3, num_classes=CLASSES)
 
 
-def test_the_data_are_read_in_their_layouts(names):
-    images, corpus = names["images"], names["corpus"]
-    assert names["classes"] == CLASSES and names["channels"] == 3
+@pytest.fixture
+def model(paper, data):
+    seeded(0)
+    return LSTMLanguageModel(
+        len(data["corpus"].vocabulary),
+        hidden_size=paper.lstm_units,
+        layers=paper.lstm_layers,
+        dropout=paper.lstm_dropout,
+        embedding_range=paper.embedding_range,
+    )
+
+
+def test_the_data_are_read_in_their_layouts(data):
+    images, corpus = data["images"], data["corpus"]
     assert (len(images["train"]), len(images["test"])) == (CLASSES, CLASSES)
+    assert len(images["train"].classes) == CLASSES and images["test"].tensor(slice(0, 1)).shape[1] == 3
     assert len(corpus.vocabulary) == WORDS
+    assert data["table"]["size"].tolist()[:2] == ["1,000 images"] * 2 and len(data["table"]) == 5
 
 
-def test_two_steps_of_resnet_50(names):
-    run("def train_images", names)
-    network = names["trained"][0]
+def test_the_networks_have_their_published_sizes(network, model):
     assert sum(p.numel() for p in network.parameters()) == 25_557_032
-    run("def lsq(bits)", names, until="rows, more")
-    sample = names["images"]["train"].batches(2, seed=0).batch(0)["images"]
-    for arm in ("conventional W2A2", "highway W3A3", "PACT and DoReFa W2A2"):
-        new = names["highway"].quantize_resnet(network, sample, **names["ARMS"][arm])
-        before = new.layer3[4].conv2.weight.clone()
-        size = {"steps": 2, "rate": names["quantised_learning_rate"], "offset": 2, "teacher": network}
-        names["train_images"](new, 0, arm, **size)
-        moved = (new.layer3[4].conv2.weight - before).abs().max()
-        assert moved > 0 and new(sample).isfinite().all()
-
-
-def test_two_steps_of_the_lstm(names):
-    run("LSTM_ARMS = {", names)
-    model = names["LSTMLanguageModel"](WORDS, **names["sizes"])
     assert sum(p.numel() for p in model.parameters()) == 19_780_400
-    for arm in names["LSTM_ARMS"]:
-        trained = names["train_text"](model, arm, 0)
-        value = names["perplexity"](trained, names["corpus"].test[:400], batch_size=2, length=35)
-        assert value == pytest.approx(WORDS, rel=0.5)
-        assert (trained.layers[1].weight_hh - model.layers[1].weight_hh).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arm", "levels"), [("conventional W2A2", 3), ("highway W3A3", 7), ("PACT and DoReFa W2A2", 4)]
+)
+def test_two_steps_of_resnet_50(paper, data, network, arm, levels):
+    images = data["images"]["train"]
+    sample = images.batches(2, seed=0).batch(0)["images"]
+    new = image_arm(network, arm, sample)
+    before = new.layer3[4].conv2.weight.clone()
+    train_images(
+        new,
+        image_batches(images, 2, seed=0),
+        first_step=2,
+        steps=2,
+        learning_rate=paper.quantised_learning_rate,
+        teacher=network,
+        fabric=FABRIC,
+        name=arm,
+    )
+    layer = new.layer3[4].conv2
+    assert (layer.weight - before).abs().max() > 0 and new(sample).isfinite().all()
+    assert len(layer.weight_quantizer(layer.weight).unique()) == levels
+
+
+@pytest.mark.parametrize("arm", LSTM_ARMS)
+def test_three_steps_of_the_lstm(paper, data, model, arm):
+    """With an output of zeros every word is as likely: perplexity is the size of the vocabulary, exactly.
+
+    From there the text that it is trained on can only become likelier, unless steps go the wrong way.
+    """
+    torch.nn.init.zeros_(model.output.weight)
+    tokens = data["corpus"].train[: 2 * 3 * paper.length + 1]
+    sample = TextBatches(tokens, batch_size=2, length=paper.length).batch(0)["tokens"]
+    new = lstm_arm(model, arm, sample)
+    assert perplexity(new, tokens, batch_size=2, length=paper.length) == pytest.approx(WORDS, rel=1e-5)
+    train_text(
+        new,
+        text_batches(tokens, 2, paper.length, seed=0),
+        steps=3,  # the first moves the output alone, the last has a rate of zero
+        learning_rate=paper.lstm_learning_rate,
+        fabric=FABRIC,
+        name=arm,
+    )
+    assert perplexity(new, tokens, batch_size=2, length=paper.length) < 0.99 * WORDS
+    assert (new.layers[1].weight_hh - model.layers[1].weight_hh).abs().max() > 0

@@ -402,7 +402,23 @@ def test_lsq_step_gradient_is_the_papers():
     torch.testing.assert_close(quantizer.step.grad.item(), (g * slope).sum().item() / math.sqrt(1000 * 3))
 
 
+def test_lsq_counts_the_elements_that_share_a_step():
+    """N is the whole tensor, or a channel's share of it; a count of the whole tensor would be seen."""
+    x, g = random(4, 250, dtype=torch.float64) * 2, random(4, 250, seed=1, dtype=torch.float64)
+    quantizer = LSQ(3, channels=4).double()
+    with torch.no_grad():
+        quantizer.step.fill_(0.5)
+    quantizer(x).backward(g)
+    v = x / 0.5
+    slope = torch.where(v <= -4, -4.0, torch.where(v >= 3, 3.0, v.round() - v))
+    total = (g * slope).sum(1)
+    torch.testing.assert_close(quantizer.step.grad, total / math.sqrt(250 * 3))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(quantizer.step.grad, total / math.sqrt(1000 * 3))
+
+
 def test_lsq_equals_torch_outside_its_half_step_bands():
+    # torch's function is private: known with torch 2.13
     x = random(20_000, dtype=torch.float64) * 3
     low, high, step = -4, 3, 0.7
     u = x / step

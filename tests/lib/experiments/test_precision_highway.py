@@ -1,0 +1,255 @@
+"""Arms of Precision Highway: what each rounds, on which batches it is trained, and that only once."""
+
+import copy
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+
+from lib.data.dataset import DataSet
+from lib.data.imagenet import ImageFolder
+from lib.data.images import ImageSet
+from lib.data.text import Corpus, TextBatches
+from lib.experiments.precision_highway import (
+    IMAGE_ARMS,
+    LSTM_ARMS,
+    data_sets,
+    data_table,
+    image_arm,
+    image_batches,
+    lstm_arm,
+    lstm_forms,
+    text_batches,
+    train_images,
+    train_text,
+)
+from lib.models.language.language_model import LSTMLanguageModel
+from lib.models.vision.resnet import ResNet, resnet
+from lib.quantization.dorefa import DoReFaWeight
+from lib.quantization.laplace import Laplace
+from lib.quantization.lsq import LSQ
+from lib.quantization.pact import PACT
+from lib.quantization.quantizer import Quantizer
+from lib.training.loop import seeded
+
+FABRIC = Fabric(accelerator="cpu", devices=1)
+TOKENS = torch.randint(20, (400,), generator=torch.Generator().manual_seed(0))
+
+
+def pictures(count: int = 64) -> ImageSet:
+    """Two classes that the upper half of the picture tells apart."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 120, (count, 1, 12, 12), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    images[labels == 1, :, :6] += 120
+    return ImageSet(images, labels, mean=0.4, std=0.2, classes=("dark", "light"))
+
+
+def network() -> ResNet:
+    seeded(0)
+    return resnet(18, width=0.0625, in_channels=1, num_classes=2, small_images=True)
+
+
+def language_model() -> LSTMLanguageModel:
+    seeded(0)
+    return LSTMLanguageModel(20, hidden_size=8, layers=1, dropout=0.0, embedding_range=0.5)
+
+
+# --- data ---
+
+
+def test_data_sets_by_name():
+    assert [source.name for source in data_sets("imagenet", "ptb")] == [
+        "ImageNet (ILSVRC-2012)",
+        "Penn Treebank (Mikolov's version: 10,000 words)",
+    ]
+    with pytest.raises(ValueError, match="expected one of fashion-mnist-sample, .*, got 'cifar'"):
+        data_sets("cifar", "ptb")
+    with pytest.raises(ValueError, match="expected one of state-of-the-union, .*, got 'imagenet'"):
+        data_sets("imagenet", "imagenet")
+
+
+def test_the_table_of_data_by_hand():
+    corpus = Corpus.of({"train": ["a", "b", "a"], "valid": ["c", "a"], "test": ["b"] * 1200})
+    source = {"licence": "", "citation": "", "homepage": "", "sources": (), "read": None}
+    sets = DataSet(name="pictures", **source), DataSet(name="words", **source)
+    table = data_table(sets[0], {"train": pictures(1500), "test": pictures(3)}, sets[1], corpus)
+    assert table.to_numpy().tolist() == [
+        ["pictures", "train", "1,500 images"],
+        ["pictures", "test", "3 images"],
+        ["words", "train", "3 tokens, 0.0 % outside the 4 words"],
+        ["words", "valid", "2 tokens, 50.0 % outside the 4 words"],
+        ["words", "test", "1,200 tokens, 0.0 % outside the 4 words"],
+    ]
+
+
+def test_another_seed_gives_other_pictures_and_the_same_seed_the_same():
+    batches = [image_batches(pictures(), 16, seed=seed).batch(3) for seed in (0, 0, 1)]
+    assert torch.equal(batches[0]["images"], batches[1]["images"])
+    assert not torch.equal(batches[0]["labels"], batches[2]["labels"])
+    plain = pictures().batches(16, seed=0).batch(3)
+    assert torch.equal(plain["labels"], batches[0]["labels"])
+    assert not torch.equal(plain["images"], batches[0]["images"])  # mirrored and moved
+
+
+def test_files_are_cropped_as_their_data_set_has_it(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.new("RGB", (300, 260), (80 * k, 0, 0)).save(tmp_path / name / f"{k}.jpeg")
+    folder = ImageFolder.of(tmp_path)
+    found = [image_batches(folder, 3, seed=seed).batch(0) for seed in (0, 1)]
+    assert torch.equal(found[0]["images"], folder.batches(3, seed=0).batch(0)["images"])
+    assert not torch.equal(found[0]["images"], found[1]["images"])
+
+
+def test_each_seed_reads_the_whole_text_from_another_place():
+    starts = []
+    for seed in range(4):
+        batches = text_batches(torch.arange(401), 4, 10, seed=seed)
+        again = text_batches(torch.arange(401), 4, 10, seed=seed)
+        read = torch.cat([batches.batch(step)["tokens"] for step in range(10)], dim=1).flatten()
+        assert torch.equal(read, torch.cat([again.batch(s)["tokens"] for s in range(10)], dim=1).flatten())
+        assert torch.equal(read[1:], (read[:-1] + 1) % 401)  # in order, and on at the beginning
+        starts.append(read[0].item())
+    assert len(set(starts)) == 4
+
+
+# --- arms ---
+
+
+def test_what_the_image_arms_round():
+    trained, sample = network().eval(), pictures().tensor(slice(0, 16))
+    before = copy.deepcopy(trained.state_dict())
+    arms = {arm: image_arm(trained, arm, sample) for arm in IMAGE_ARMS}
+    assert list(arms) == [
+        "full precision",
+        "conventional W3A3",
+        "highway W3A3",
+        "conventional W2A2",
+        "highway W2A2",
+        "PACT and DoReFa W2A2",
+    ]
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    full = arms.pop("full precision")
+    assert full is not trained and not any(isinstance(module, Quantizer) for module in full.modules())
+    counts = set()
+    for arm, quantised in arms.items():
+        block = quantised.layer2[1]
+        of_weight, of_value = block.conv2.weight_quantizer, block.conv2.input_quantizer
+        assert of_weight.bits == of_value.bits == block.entrance.bits == (3 if "3" in arm else 2), arm
+        assert block.shares == ("highway" not in arm) and isinstance(block.highway, torch.nn.Identity)
+        kinds = (DoReFaWeight, PACT) if "PACT" in arm else (Laplace, LSQ)
+        assert (type(of_weight), type(of_value)) == kinds
+        assert quantised.conv1.weight_quantizer.bits == 8 == quantised.fc.input_quantizer.bits
+        counts.add(sum(isinstance(module, Quantizer) for module in quantised.modules()))
+    assert len(counts) == 1  # as many quantisers in every arm
+
+
+def test_what_the_lstm_arms_round():
+    untrained, sample = language_model(), TOKENS[:120].view(4, 30)
+    assert list(LSTM_ARMS) == ["full precision", *lstm_forms(2)]
+    bits = {}
+    for arm in LSTM_ARMS:
+        (layer,) = lstm_arm(untrained, arm, sample).layers
+        bits[arm] = {
+            name.removeprefix("quantize_"): module.bits
+            for name, module in layer.named_children()
+            if module.bits is not None
+        }
+    products = dict.fromkeys(("weight_ih", "weight_hh", "input", "hidden"), 2)
+    rounded = products | dict.fromkeys(("gates", "candidate", "output"), 2)
+    assert bits == {
+        "full precision": {},
+        "conventional": rounded | {"cell": 2},
+        "conventional with an exact cell": rounded,
+        "highway": products,
+    }
+    assert lstm_forms(3)["highway"] == {"weight_bits": 3, "input_bits": 3}
+
+
+def test_an_arm_is_a_copy_with_the_same_weights():
+    untrained, sample = language_model(), TOKENS[:120].view(4, 30)
+    for arm in LSTM_ARMS:
+        model = lstm_arm(untrained, arm, sample)
+        assert model is not untrained
+        for name, value in untrained.state_dict().items():
+            twin = model.state_dict()[name]
+            assert torch.equal(twin, value) and twin.data_ptr() != value.data_ptr(), (arm, name)
+
+
+# --- training ---
+
+
+class Watched:
+    """Batches that keep which steps were asked for."""
+
+    def __init__(self, batches):
+        self.batches, self.asked = batches, []
+        self.inputs = getattr(batches, "inputs", None)
+
+    def batch(self, step):
+        self.asked.append(step)
+        return self.batches.batch(step)
+
+
+def loss_of(model: ResNet, images: ImageSet) -> float:
+    return torch.nn.functional.cross_entropy(model(images.tensor()), images.labels).item()
+
+
+def test_images_are_trained_on_from_where_the_first_training_ended():
+    images, model = pictures(), network()
+    batches = Watched(image_batches(images, 16, seed=0))
+    before = loss_of(copy.deepcopy(model), images)  # with the statistics of these images: in training mode
+    out = train_images(
+        model, batches, steps=12, learning_rate=0.05, first_step=30, fabric=FABRIC, name="a training"
+    )
+    assert out is model and not model.training
+    assert batches.asked == list(range(30, 42))
+    with torch.no_grad():
+        assert loss_of(copy.deepcopy(model).train(), images) < 0.7 * before
+
+
+def test_a_teacher_changes_what_is_learned():
+    learned = []
+    for teacher in (None, network(), network()):
+        model = network()
+        options = {"steps": 3, "learning_rate": 0.1, "fabric": FABRIC, "name": "a training"}
+        train_images(model, image_batches(pictures(), 16, seed=0), teacher=teacher, **options)
+        learned.append(model.fc.weight.detach())
+    assert not torch.equal(learned[0], learned[1]) and torch.equal(learned[1], learned[2])
+
+
+@pytest.mark.parametrize("arm", ["full precision", "conventional", "highway"])
+def test_a_text_is_learned(arm):
+    """Words that follow each other in a ring: one word tells the next."""
+    text = torch.arange(20).repeat(40)
+    model = lstm_arm(language_model(), arm, text[:120].view(4, 30))
+    start = torch.nn.functional.cross_entropy(model(text[None, :60])[0][0], text[1:61]).item()
+    batches = Watched(text_batches(text, 4, 10, seed=1))
+    out = train_text(model, batches, steps=60, learning_rate=0.05, fabric=FABRIC, name="a text")
+    assert out is model and not model.training and batches.asked == list(range(60))
+    assert torch.nn.functional.cross_entropy(model(text[None, :60])[0][0], text[1:61]).item() < 0.5 * start
+
+
+@pytest.mark.parametrize("what", ["images", "text"])
+def test_a_finished_arm_is_not_trained_again(what, tmp_path):
+    def train(batches):
+        options = {"steps": 4, "learning_rate": 0.05, "fabric": FABRIC, "name": "an arm"}
+        options["checkpoint"] = tmp_path / "arm.pt"
+        if what == "images":
+            arm = image_arm(network(), "highway W2A2", pictures().tensor(slice(0, 16)))
+            return train_images(arm, batches, **options)
+        return train_text(
+            lstm_arm(language_model(), "conventional", TOKENS[:40].view(4, 10)), batches, **options
+        )
+
+    batches = image_batches(pictures(), 16, seed=0)
+    if what == "text":
+        batches = TextBatches(TOKENS, batch_size=4, length=10)
+    first, watched = train(batches), Watched(batches)
+    again = train(watched)
+    assert watched.asked == []
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
