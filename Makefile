@@ -56,9 +56,15 @@ run: $(INSTALLED)  ## one chapter: make run CHAPTER=meantime SCALE=smoke ARGS="-
 sweep: $(INSTALLED)  ## a grid of runs: make sweep CHAPTER=template SCALE=smoke GRID="seeds=[0,1] samples=[100,200]"
 	@$(BIN)/snakemake sweep --config chapter=$(CHAPTER) scale=$(SCALE) $(GRID)
 
-lint: $(INSTALLED)  ## style, and the import rule between the rooms of lib
+lint: $(INSTALLED)  ## style of code and of the chapters' cells, and the import rule between the rooms of lib
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  for chapter in notebooks/*.md; do \
+	    $(BIN)/jupytext --quiet --to ipynb -o "$$folder/$$(basename "$$chapter" .md).ipynb" "$$chapter" || exit 1; \
+	  done && \
+	  $(BIN)/ruff check --config pyproject.toml "$$folder" && \
+	  $(BIN)/ruff format --check --config pyproject.toml "$$folder"
 	@$(BIN)/lint-imports
 
 lock:  ## write requirements.lock anew from pyproject.toml, in a clean environment

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.chapter.figures import use_style
-from lib.chapter.tables import badge, measured, paper_numbers
+from lib.chapter.tables import badge, measured, paper_numbers, verdict_marks
 from lib.ledger.evidence import ClaimEvidence, Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.ledger.verdicts import VERDICTS
@@ -61,6 +61,7 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "recalled": claim.provenance_of_paper_number == "recalled"
                     and claim.verdict != "not tested",
                     "synthetic": claim.synthetic,
+                    "rule_is_younger": claim.rule_is_younger,
                     "scale": one.scale,
                     "scope": claim.scope,
                     "protocol": claim.protocol,
@@ -226,7 +227,7 @@ def claims_markdown(evidence: Evidence) -> str:
     lines = [":::{list-table}", ":header-rows: 1", ":class: claims", ""]
     lines += ["* - claim", "  - verdict", "  - the paper's number", "  - ours, and why"]
     for claim in evidence.claims:
-        mark = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+        mark = verdict_marks(claim)
         command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
         details = [escape(claim.protocol)]
         details += [f"Scope: {escape(claim.scope)}"] if claim.scope else []

@@ -118,7 +118,8 @@ def arms_figure(
     *,
     arm: str = "arm",
     level: float = LEVEL,
-    chance: dict[str, float] | None = None,
+    reference: dict[str, float] | None = None,
+    reference_label: str = "chance",
 ) -> Figure:
     """Draw each arm's seeds as points and their mean with its Student-t interval, one panel a metric.
 
@@ -130,8 +131,8 @@ def arms_figure(
         Columns to draw, one panel each.
     level
         Coverage of the interval, by default that of the verdicts. An arm with one row has none.
-    chance
-        Value of a random guess for some metrics, drawn as a dotted line.
+    reference, reference_label
+        Value to compare with for some metrics, by default a random guess, drawn as a dotted line.
     """
     missing = [name for name in (arm, *metrics) if name not in frame]
     if missing or frame.empty:
@@ -157,8 +158,8 @@ def arms_figure(
                 color=colours[label],
                 capsize=4,
             )
-        if chance and metric in chance:
-            axis.axvline(chance[metric], color="#555555", linestyle=":", label="chance")
+        if reference and metric in reference:
+            axis.axvline(reference[metric], color="#555555", linestyle=":", label=reference_label)
             axis.legend(loc="best", fontsize="small")
         axis.set(xlabel=metric)
         axis.grid(axis="y", visible=False)

@@ -10,7 +10,6 @@ import platform
 import re
 import subprocess
 import tomllib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +44,7 @@ class Provenance(Schema):
     sections: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
-def collect(started: datetime, root: Path = ROOT, sections: Mapping[str, float] | None = None) -> Provenance:
+def collect(started: datetime, root: Path = ROOT) -> Provenance:
     """Provenance of what this process did since `started` (a time with a zone), up to now."""
     import torch  # slow to import, and only a kernel that has it loaded already calls this
 
@@ -65,7 +64,6 @@ def collect(started: datetime, root: Path = ROOT, sections: Mapping[str, float] 
         ended=ended,
         wall_seconds=max(0.0, (ended - started).total_seconds()),
         peak_memory_bytes=peak_memory(),
-        sections=dict(sections or {}),
     )
 
 

@@ -21,7 +21,7 @@ def style():
 
 
 def test_arms_figure_draws_every_seed_mean_and_interval():
-    figure = arms_figure(FRAME, ["NDCG@10"], chance={"NDCG@10": 0.045})
+    figure = arms_figure(FRAME, ["NDCG@10"], reference={"NDCG@10": 0.045})
     axis = figure.axes[0]
     seeds = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "."]
     assert seeds == list(VALUES.values())

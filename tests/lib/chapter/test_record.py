@@ -445,7 +445,7 @@ def test_a_number_for_the_text(record, monkeypatch):
 def test_a_figure_of_the_books_kind_keeps_what_it_is_drawn_from(record, kept):
     use_style()
     frame = pd.DataFrame({"arm": ["a", "a", "b", "b"], "score": [1.0, np.nan, 2.0, 3]}, index=[9, 8, 7, 6])
-    figure = arms_figure(frame, ["score"], chance={"score": 1.5})
+    figure = arms_figure(frame, ["score"], reference={"score": 1.5})
     if not kept:
         figure.axes[0].set_title("changed by a cell")
     record.figure(figure, "scores")
