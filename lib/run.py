@@ -32,9 +32,10 @@ what a run leaves in runs/<scale>/<chapter>/<run>/ (or --out):
   log.txt            what the chapter said while it ran
   after a failure    notebook.partial.ipynb, failed.txt (one line) and checkpoints/ instead of evidence
 
-<run> is derived from the content of all that decides the result: text, parameters, imported code, lock file,
-ledger, data. What is complete is not run again; what was killed continues from its checkpoints on the same
-command.
+<run> is derived from the content of all that decides the measurements: code of the cells and of the method,
+parameters, data, packages. Prose, captions, comments, the ledger's words and rules are not part of it: pages and
+verdicts are made again from what a run stored. What is complete is not run again; what was killed continues from
+its checkpoints on the same command.
 
 exit codes:
   0    complete, or was complete already

@@ -1,7 +1,7 @@
 """The template's experiment: how often an interval covers the mean that it is an interval of.
 
-Student, *The probable error of a mean*, Biometrika 6(1), 1908. The population is made up, normal with mean 0, so
-that the truth is known.
+Student, *The probable error of a mean*, Biometrika 6(1), 1908. The population is made up, normal with mean 0,
+so that the truth is known.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def coverage(x: np.ndarray, level: float = 0.95) -> dict[str, float]:
     mean, low, high = mean_interval(x, level)
     half = norm.ppf((1 + level) / 2) * x.std(axis=-1, ddof=1) / np.sqrt(x.shape[-1])
     return {
-        "Student": float(np.mean((low < 0) & (0 < high))),
+        "Student": float(np.mean((low < 0) & (high > 0))),
         "normal": float(np.mean(np.abs(mean) < half)),
     }
 
@@ -52,8 +52,10 @@ def coverage_by_seed(seeds: Sequence[int], sizes: Sequence[int], samples: int, s
     DataFrame
         A row per ``arm`` and ``seed`` (index), a column ``coverage at n = …`` per size.
     """
-    columns = {}
-    for n in sizes:
-        by_seed = {seed: coverage(draw(seed, n, samples, sigma)) for seed in seeds}
-        columns[f"coverage at n = {n}"] = pd.DataFrame(by_seed).rename_axis("arm").stack()
-    return pd.DataFrame(columns).rename_axis(["arm", "seed"])
+    found = {(seed, n): coverage(draw(seed, n, samples, sigma)) for seed in seeds for n in sizes}
+    rows = {
+        (arm, seed): {f"coverage at n = {n}": found[seed, n][arm] for n in sizes}
+        for arm in ("Student", "normal")
+        for seed in seeds
+    }
+    return pd.DataFrame(rows).T.rename_axis(["arm", "seed"])
