@@ -6,15 +6,20 @@ its steps with the paper's 256 windows; the other arms, whose steps would cost a
 
 import hashlib
 import zipfile
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning_fabric import Fabric
 
 from lib.data.interactions import InteractionLog
 from lib.data.movielens import ML_1M
-from lib.runs.request import read_chapter, resolve
+from lib.experiments.meantime import ARMS, Comparison
+from lib.models.recommenders.meantime import Meantime
+from lib.runs.request import resolve
 from lib.training.loop import Evaluation, fit, seeded
 
 USERS, ITEMS, EVENTS, DAYS = 6040, 3416, 999_611, 1040  # of MovieLens-1M once rare items are dropped
@@ -68,16 +73,18 @@ def log(tmp_path_factory) -> InteractionLog:
     return InteractionLog.from_frame(frame)
 
 
+def at_paper_scale(log: InteractionLog, authors_checkpoint: Path | str = "") -> Comparison:
+    """What the chapter compares at scale paper, on the CPU."""
+    asked = resolve("meantime", "paper").parameters | {"device": "cpu"}
+    names = {field.name for field in fields(Comparison)} & asked.keys()
+    return Comparison(
+        log, authors_checkpoint=str(authors_checkpoint), **{name: asked[name] for name in names}
+    )
+
+
 @pytest.fixture(scope="module")
-def chapter(log) -> dict:
-    """What the chapter's own cells define: its imports, ``ARMS`` and ``training``, at scale ``paper``."""
-    sources = [cell.source for cell in read_chapter("meantime").cells if cell.cell_type == "code"]
-    (imports,) = (source for source in sources if "import Meantime" in source)
-    (arms,) = (source for source in sources if "ARMS = {" in source and "def training" in source)
-    names = {**resolve("meantime", "paper").parameters, "log": log}
-    exec("\n".join(line for line in imports.splitlines() if "import " in line), names)
-    exec(arms, names)
-    return names
+def comparison(log) -> Comparison:
+    return at_paper_scale(log)
 
 
 def test_the_log_has_the_size_of_movielens_1m(log):
@@ -92,12 +99,23 @@ def test_the_scale_is_the_authors_template():
     assert {name: asked[name] for name in template} == template
 
 
-@pytest.mark.parametrize("arm", [*PARAMETERS, "MEANTIME p-p-p-p", "MEANTIME l-l-l-l"])
-def test_two_steps_at_full_model_size(chapter, arm):
-    batch_size = chapter["batch_size"] if arm == "MEANTIME" else 32
-    chapter["windows"]["batch_size"] = batch_size
+@pytest.mark.parametrize("more_days", [0, 1])  # the authors' days are those of their machine's time zone
+def test_a_file_of_the_authors_is_taken_for_the_trained_model(log, tmp_path, more_days):
+    model = Meantime(ITEMS, num_days=DAYS + more_days)
+    torch.save({"model_state_dict": model.to_authors(), "epoch": 7}, tmp_path / "best_model.pth")
+    comparison = at_paper_scale(log, tmp_path / "best_model.pth")
+    published, history = comparison.train("MEANTIME", seed=1)
+    assert sum(parameter.numel() for parameter in published.parameters()) == 418_329 + 64 * more_days
+    assert history.steps == 0 and torch.equal(published.items.weight, model.items.weight)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_steps_at_full_model_size(comparison, arm):
+    batch_size = comparison.batch_size if arm == "MEANTIME" else 32
+    affordable = copy(comparison)
+    affordable.batch_size = batch_size
     seeded(0)
-    model, windows = chapter["ARMS"][arm](), chapter["training"](arm, seed=0)
+    model, windows = affordable.model(arm), affordable.windows(arm, seed=0)
     if arm in PARAMETERS:
         assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[arm]
     batch = windows.batch(0)
@@ -109,7 +127,7 @@ def test_two_steps_at_full_model_size(chapter, arm):
         windows.batch,
         steps=2,
         evaluation=Evaluation(lambda model: {"loss of the first batch": model.loss(batch).item()}, every=1),
-        learning_rate=chapter["learning_rate"],
+        learning_rate=comparison.learning_rate,
         fabric=Fabric(accelerator="cpu", devices=1),
         name=arm,
     )
