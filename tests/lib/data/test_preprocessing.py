@@ -60,6 +60,16 @@ def test_training_crops_are_a_function_of_the_generator():
     assert not torch.equal(first, IMAGENET.train(image, np.random.default_rng(4)))
 
 
+def test_flips_are_a_function_of_the_generator_too():
+    """Of an image that long every crop is the same centre, as it is or mirrored."""
+    image = ramp(1000, 10)
+    crops = [IMAGENET.train(image, np.random.default_rng(seed)) for seed in range(20)]
+    mirrored = [bool((crop[0, :, 0] > crop[0, :, -1]).all()) for crop in crops]
+    assert 4 <= sum(mirrored) <= 16
+    for crop, flipped in zip(crops, mirrored, strict=True):
+        assert torch.equal(crop.flip(-1) if flipped else crop, crops[mirrored.index(False)])
+
+
 def test_settings_are_refused_at_the_door():
     with pytest.raises(ValueError, match="crop must be from 1 to resize=64"):
         Preprocessing(resize=64, crop=65)
