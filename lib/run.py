@@ -1,5 +1,7 @@
 """The command ``python -m lib.run`` (see ``--help``): one run of one chapter."""
 
+from __future__ import annotations
+
 import argparse
 import signal
 import sys
@@ -33,9 +35,9 @@ what a run leaves in runs/<scale>/<chapter>/<run>/ (or --out):
   after a failure    notebook.partial.ipynb, failed.txt (one line) and checkpoints/ instead of evidence
 
 <run> is derived from the content of all that decides the measurements: code of the cells and of the method,
-parameters, data, packages. Prose, captions, comments, the ledger's words and rules are not part of it: pages and
-verdicts are made again from what a run stored. What is complete is not run again; what was killed continues from
-its checkpoints on the same command.
+parameters, data, packages. Prose, captions, comments, the ledger's words and rules are not part of it: pages
+and verdicts are made again from what a run stored. What is complete is not run again; what was killed
+continues from its checkpoints on the same command.
 
 exit codes:
   0    complete, or was complete already

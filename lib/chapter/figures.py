@@ -7,6 +7,8 @@ A figure of one of these kinds remembers what it was drawn from, so that a chang
 experiment again: `redrawable` writes that down, `redraw` makes the figure of it.
 """
 
+from __future__ import annotations
+
 import base64
 import functools
 import io

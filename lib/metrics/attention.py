@@ -1,5 +1,7 @@
 """Metrics of attention maps: how much the heads of a layer look at the same positions."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -4,6 +4,8 @@ Here: the kernel's environment, the lines on the terminal while it runs, and wha
 failed. Not here: which parameters, which folder and what is kept (`lib.run`).
 """
 
+from __future__ import annotations
+
 import copy
 import os
 import re
@@ -155,7 +157,7 @@ class Watch:
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Watch:
         self.thread.start()
         return self
 

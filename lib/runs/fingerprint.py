@@ -73,8 +73,8 @@ def _trees(notebook: NotebookNode) -> Iterator[ast.Module]:
 def imported_names(tree: ast.AST) -> set[str]:
     """Modules that code imports, wherever in it the import stands.
 
-    ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``: which of the two is a
-    module is for the caller to know.
+    ``from lib.data import movielens`` counts as ``lib.data`` and ``lib.data.movielens``: which of the two is
+    a module is for the caller to know.
     """
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -150,9 +150,7 @@ def _graph(stamp: tuple) -> dict[str, frozenset[str]]:
         graph = grimp.build_graph("lib", cache_dir=None)
     except grimp.exceptions.SourceSyntaxError as error:
         raise RequestError(" ".join(str(error).split())) from None
-    return {
-        module: frozenset(graph.find_modules_directly_imported_by(module)) for module in graph.modules
-    }
+    return {module: frozenset(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
 
 
 def _module_file(module: str, root: Path) -> Path:
@@ -172,8 +170,8 @@ def _read(source: str) -> tuple[str, frozenset[str]]:
 def package_versions(sources: Iterable[str]) -> dict[str, str]:
     """Version of every installed package that some of these sources (Python code) import.
 
-    Left out are the standard library, this project, and `DRAWING`. A version's local part (``+cpu``) says where
-    a wheel came from and is cut off.
+    Left out are the standard library, this project, and `DRAWING`. A version's local part (``+cpu``) says
+    where a wheel came from and is cut off.
     """
     names = {name.partition(".")[0] for source in sources for name in _read(source)[1]}
     found = {}
@@ -269,7 +267,7 @@ def _by_hand(files: Callable[[], list[Path]]) -> str:
 
 
 def _of_ledger(chapter: str, scale: str, notebook: NotebookNode, root: Path) -> dict[str, Any]:
-    """What a run takes from the ledger: which claims it tests, and the numbers that its cells compute with."""
+    """What a run takes from the ledger: which claims it tests, the numbers that its cells compute with."""
     try:
         ledger = load_ledger(chapter, root)
     except ValueError as error:

@@ -7,6 +7,8 @@ declare is refused here, so that a typing error cannot run the default for a day
 means, which only the chapter knows.
 """
 
+from __future__ import annotations
+
 import ast
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,10 +1,10 @@
 """A complete run as today's book shows it, without executing anything.
 
-What a run measured is stored: raw measurements, tables, the outputs of its cells, the data of figures that are
-drawn in the book's style. What is said about it is made again from there: prose, captions and cell options come
-from the chapter's text as it is now, verdicts from today's ledger, tables and figures of the record from today's
-code. Cells are matched by their place: their syntax is the same, or it would be another run
-(`lib.runs.fingerprint`).
+What a run measured is stored: raw measurements, tables, the outputs of its cells, the data of figures that
+are drawn in the book's style. What is said about it is made again from there: prose, captions and cell
+options come from the chapter's text as it is now, verdicts from today's ledger, tables and figures of the
+record from today's code. Cells are matched by their place: their syntax is the same, or it would be another
+run (`lib.runs.fingerprint`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """What can be run: the chapters, and a request that has been checked before anything starts.
 
 A request is a chapter, a scale and the values of its parameters, all of them known and of the declared types
-(`lib.runs.parameters`), with the fingerprint that names its folder (`lib.runs.fingerprint`). Nothing here writes a
-file.
+(`lib.runs.parameters`), with the fingerprint that names its folder (`lib.runs.fingerprint`). Nothing here
+writes a file.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,7 +153,7 @@ def run_folder(
     return resolve(chapter, scale, overrides, root).folder
 
 
-def parameter_table(chapter: str, root: Path | None = None) -> "Html":
+def parameter_table(chapter: str, root: Path | None = None) -> Html:
     """What each parameter of a chapter means and its value at each scale, for the chapter to show."""
     from lib.chapter import tables  # only a page needs it; the batch reads this module often
 
@@ -159,8 +161,12 @@ def parameter_table(chapter: str, root: Path | None = None) -> "Html":
     declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
     others = {scale: _scale_overrides(chapter, scale, declared, root) for scale in SCALES if scale != "book"}
     rows = [
-        (f"<code>{name}</code>", escape(parameter.help), f"<code>{parameter.annotation}</code>")
-        + tuple(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in SCALES)
+        (
+            f"<code>{name}</code>",
+            escape(parameter.help),
+            f"<code>{parameter.annotation}</code>",
+            *(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in SCALES),
+        )
         for name, parameter in declared.items()
         if name not in ("scale", *PLACES)
     ]

@@ -1,11 +1,13 @@
 """Execution and recording of one run of one chapter.
 
 A run lives in ``runs/<scale>/<chapter>/<run>/``, where ``<run>`` is the beginning of its fingerprint
-(`lib.runs.fingerprint`): the same measurement is the same folder. ``evidence.json`` is written last and whole, so
-a folder that has it is complete and one that has not can be started again: training continues from
+(`lib.runs.fingerprint`): the same measurement is the same folder. ``evidence.json`` is written last and
+whole, so a folder that has it is complete and one that has not can be started again: training continues from
 ``checkpoints/``, the rest is made anew. Not here: what a claim is and how it is judged (`lib.ledger`), what
 runs where (``Snakefile``), the command line (`lib.run`).
 """
+
+from __future__ import annotations
 
 import json
 import os

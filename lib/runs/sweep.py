@@ -1,7 +1,8 @@
 """Many runs: what a batch asks for, what each run needs, and what became of them (used by the ``Snakefile``).
 
-A run's folder is named by what decides its measurements (`lib.runs.fingerprint`). So a batch never asks whether
-something is out of date, only whether it exists: no dates, and nothing to do when nothing has changed.
+A run's folder is named by what decides its measurements (`lib.runs.fingerprint`). So a batch never asks
+whether something is out of date, only whether it exists: no dates, and nothing to do when nothing has
+changed.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Job:
     scale: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     evidence: str = ""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     refused: str = ""
 
     @property
@@ -124,8 +125,8 @@ def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping
     Parameters
     ----------
     config : mapping
-        ``sweep``: the name of a YAML file with one or a list of them; or ``chapter``, ``scale`` and the grid's
-        parameters side by side, as a command line gives them. Neither: no sweep.
+        ``sweep``: the name of a YAML file with one or a list of them; or ``chapter``, ``scale`` and the
+        grid's parameters side by side, as a command line gives them. Neither: no sweep.
 
     Raises
     ------
@@ -161,8 +162,8 @@ def _check_specification(one: Any, name: str) -> None:
 def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """The points of one grid, as chapter, scale and overrides.
 
-    Each listed parameter takes each of its values; a parameter that is a list takes one element a point, unless
-    the values are lists themselves. Values given as text are read as YAML, as the command line does.
+    Each listed parameter takes each of its values; a parameter that is a list takes one element a point,
+    unless the values are lists themselves. Values given as text are read as YAML, as the command line does.
     """
     chapter, scale = specification["chapter"], specification.get("scale") or "book"
     declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
@@ -211,7 +212,7 @@ def write_table(jobs: Iterable[Job], path: Path, root: Path = ROOT) -> None:
 
 
 def simulation_folder(root: Path = ROOT) -> str:
-    """Where the simulation of verdicts for the page on them lies: named by its script and what it simulates."""
+    """Where the simulation for the page on verdicts lies: named by its script and what it simulates."""
     parts = [root / "book/verdict_simulation.py", root / "lib/ledger/intervals.py"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
     return f"_build/simulation/{digest[:12]}"

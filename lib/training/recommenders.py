@@ -1,5 +1,7 @@
 """Scores a sequential recommender: the rank of each held-out item among sampled and among all items."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 

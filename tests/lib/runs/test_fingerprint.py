@@ -42,8 +42,9 @@ def number(x=1):
 
 
 def lay(project):
-    """``tiny`` imports lib.models.upper, which imports lib.models.lower and the package ``arithmetic``; ``other``
-    imports lib.models.other and the intervals. ``tiny`` reads the data set that its parameter ``device`` chooses."""
+    """``tiny`` imports lib.models.upper, which imports lib.models.lower and the package ``arithmetic``;
+    ``other`` imports lib.models.other and the intervals. ``tiny`` reads the data set that its parameter
+    ``device`` chooses."""
     project.write("lib/models/lower.py", "NUMBER = 4\n")
     project.write("lib/models/upper.py", UPPER)
     project.write("lib/models/other.py", "NUMBER = 5\n")
@@ -52,7 +53,9 @@ def lay(project):
     project.write("data/numbers.txt", "1 2 3\n")
     project.write("data/letters.txt", "a b c\n")
     project.write("arithmetic.py", "nothing = 0\n")
-    project.write("arithmetic-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: arithmetic\nVersion: 1.0\n")
+    project.write(
+        "arithmetic-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: arithmetic\nVersion: 1.0\n"
+    )
     choice = "{device: {cpu: 'lib.data.tinyset:SET', cuda: 'lib.data.tinyset:OTHER'}}"
     project.chapter("tiny", "from lib.models import upper", f"[{choice}]")
     project.chapter("other", "from lib.ledger import intervals\nfrom lib.models import other")
@@ -92,6 +95,10 @@ def append(line: str):
     return lambda text: f"{text}\n{line}\n"
 
 
+CELL = "## End\n\n```{code-cell} ipython3\n"
+METADATA = "arithmetic-1.0.dist-info/METADATA"
+TESTED = "book: {tested: true}", "book: {tested: false, why: x, command: y}"
+
 # File, change, the chapters whose measurements it voids.
 PROBES = {
     "help text of the command": ("lib/run.py", replace("examples:", "try these:"), []),
@@ -107,7 +114,7 @@ PROBES = {
     "a rule of the ledger": ("book/claims/tiny.yml", replace("decimals: 1", "decimals: 2"), []),
     "a caveat": ("book/claims/tiny.yml", append("    caveat: Only one."), []),
     "a word of prose": ("notebooks/tiny.md", replace("# A tiny chapter", "# A very tiny chapter"), []),
-    "a cell's option": ("notebooks/tiny.md", replace("## End\n\n```{code-cell} ipython3\n", "## End\n\n```{code-cell} ipython3\n:tags: [hide-input]\n\n"), []),
+    "a cell's option": ("notebooks/tiny.md", replace(CELL, f"{CELL}:tags: [hide-input]\n\n"), []),
     "help of a parameter": ("notebooks/tiny.md", replace("# what is measured", "# what it measures"), []),
     "a comment in a cell": ("notebooks/tiny.md", replace("if crash:", "if crash:  # never"), []),
     "a module that nobody imports": ("lib/models/apart.py", append("X = 1"), []),
@@ -117,12 +124,12 @@ PROBES = {
     "the package of a module": ("lib/models/__init__.py", append("X = 1"), ["other", "tiny"]),
     "what intervals are": ("lib/ledger/intervals.py", append("X = 1"), ["other"]),
     "another chapter's method": ("lib/models/other.py", replace("5", "6"), ["other"]),
-    "a default of a parameter": ("notebooks/tiny.md", replace("value: float = 4.0", "value: float = 4.5"), ["tiny"]),
+    "a default of a parameter": ("notebooks/tiny.md", replace("float = 4.0", "float = 4.5"), ["tiny"]),
     "code of a cell": ("notebooks/tiny.md", replace('{"number": value}', '{"number": +value}'), ["tiny"]),
     "the data": ("data/numbers.txt", replace("3", "4"), ["tiny"]),
     "data that are not selected": ("data/letters.txt", replace("c", "d"), []),
-    "a package that the method imports": ("arithmetic-1.0.dist-info/METADATA", replace("Version: 1.0", "Version: 1.1"), ["tiny"]),
-    "a claim that is no longer tested": ("book/claims/tiny.yml", replace("book: {tested: true}", "book: {tested: false, why: x, command: y}"), ["tiny"]),
+    "a package that the method imports": (METADATA, replace("Version: 1.0", "Version: 1.1"), ["tiny"]),
+    "a claim that is no longer tested": ("book/claims/tiny.yml", replace(*TESTED), ["tiny"]),
 }  # fmt: skip
 
 
@@ -168,7 +175,9 @@ def test_what_selects_no_data_is_refused_in_one_line(layered, request_run):
 
 
 def test_data_that_somebody_must_put_there_are_missed_by_the_run_and_not_before(layered, folder):
-    layered.write("lib/data/tinyset.py", SET.replace("return [", "raise RuntimeError('put it there')\n        return ["))
+    layered.write(
+        "lib/data/tinyset.py", SET.replace("return [", "raise RuntimeError('put it there')\n        return [")
+    )
     assert folder()
 
 
@@ -196,7 +205,9 @@ def test_a_number_of_the_ledger_counts_where_a_cell_computes_with_it(project, fo
     assert with_number(4.0) == with_number(5.0), "only judged by"
     project.chapter("tiny", "def computed(record):\n    return record.published('T1')")
     assert with_number(4.0) != with_number(5.0)
-    project.chapter("tiny", "def computed(record):\n    return [record.published(claim) for claim in ('T1',)]")
+    project.chapter(
+        "tiny", "def computed(record):\n    return [record.published(claim) for claim in ('T1',)]"
+    )
     assert with_number(4.0) != with_number(5.0), "any claim's, when which one is not written"
 
 
@@ -239,7 +250,7 @@ def test_cells_that_measure():
 
 
 def test_packages_are_named_as_they_are_installed():
-    code = "import os, PIL.Image, torch\nfrom yaml import safe_load\nimport matplotlib, lib.files, no_such_package"
+    code = "import os, PIL.Image, torch\nfrom yaml import safe_load\nimport matplotlib, lib.files, no_such"
     assert package_versions([code]) == {
         "pillow": version("pillow"), "PyYAML": version("pyyaml"), "torch": version("torch").partition("+")[0]
     }  # fmt: skip

@@ -104,7 +104,8 @@ try:
 except ValueError as error:
     print(json.dumps({"refused": str(error), "folder": str(request.folder)}))
     raise SystemExit
-cells = [dict(source=c.source, metadata=c.metadata, outputs=c.get("outputs", [])) for c in made.notebook.cells]
+parts = ("source", "metadata", "outputs")
+cells = [{part: cell.get(part, []) for part in parts} for cell in made.notebook.cells]
 files = {name: path.read_bytes().hex() for name, path in made.files.items()}
 claims = {c.id: [c.verdict, c.rule_is_younger, c.reason] for c in made.evidence.claims}
 print(json.dumps({"folder": str(request.folder), "cells": cells, "files": files, "claims": claims}))
@@ -163,7 +164,9 @@ def test_unchanged_it_is_the_run_itself(page):
     ran = json.loads((folder / "notebook.ipynb").read_text())["cells"]
     for before, after in zip(ran, page.at_first["cells"], strict=True):
         assert "".join(before["source"]) == after["source"]
-        assert [o["output_type"] for o in before.get("outputs", [])] == [o["output_type"] for o in after["outputs"]]
+        assert [o["output_type"] for o in before.get("outputs", [])] == [
+            o["output_type"] for o in after["outputs"]
+        ]
     for name, content in page.at_first["files"].items():
         assert (folder / name).read_bytes().hex() == content, name
 
@@ -215,5 +218,7 @@ def test_tables_figures_and_the_judging_code_are_todays(page):
 
 def test_what_the_measurements_cannot_answer_asks_for_a_run(page):
     made = page.changed(("book/claims/page.yml", "worse: b", "worse: c"))
-    says = "notebooks/page: C1: expected the arms of score a, c; got a; run: python -m lib.run page --scale book"
+    says = (
+        "notebooks/page: C1: expected the arms of score a, c; got a; run: python -m lib.run page --scale book"
+    )
     assert made["refused"] == f"{says} --force"

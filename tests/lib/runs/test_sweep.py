@@ -32,14 +32,22 @@ def notebook(resources):
 def test_resources_are_what_the_front_matter_says_for_the_scale():
     text = notebook({"paper": {"minutes": 2880, "memory_mb": 16000, "gpus": 1}})
     assert Resources.of(text, "paper") == Resources(threads=1, memory_mb=16000, minutes=2880, gpus=1)
-    assert Resources.of(text, "smoke") == Resources() == Resources(threads=1, memory_mb=2500, minutes=60, gpus=0)
+    assert (
+        Resources.of(text, "smoke") == Resources() == Resources(threads=1, memory_mb=2500, minutes=60, gpus=0)
+    )
 
 
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ({"book": {"memory": 3}}, r"notebooks/x\.md: resources\.book\.memory: Extra inputs are not permitted"),
-        ({"book": {"minutes": 0}}, r"notebooks/x\.md: resources\.book\.minutes: .* greater than or equal to 1"),
+        (
+            {"book": {"memory": 3}},
+            r"notebooks/x\.md: resources\.book\.memory: Extra inputs are not permitted",
+        ),
+        (
+            {"book": {"minutes": 0}},
+            r"notebooks/x\.md: resources\.book\.minutes: .* greater than or equal to 1",
+        ),
         ({"book": {"gpus": -1}}, r"resources\.book\.gpus"),
     ],
 )
@@ -49,7 +57,9 @@ def test_resources_that_make_no_sense_are_refused(resources, message):
 
 
 def test_arguments_are_those_of_the_command_line():
-    job = Job("tiny", "smoke", {"seeds": [0, 1], "name": "it's", "rate": 1e-3}, resources=Resources(threads=2))
+    job = Job(
+        "tiny", "smoke", {"seeds": [0, 1], "name": "it's", "rate": 1e-3}, resources=Resources(threads=2)
+    )
     assert job.arguments == (
         "tiny --scale smoke -p seeds '[0, 1]' -p name 'it'\"'\"'s' -p rate 0.001 --threads 2"
     )
@@ -81,7 +91,10 @@ def test_what_a_sweep_asks_for(tmp_path):
     assert asked == [{"chapter": "tiny", "scale": "smoke", "grid": {"seeds": "[0]"}}]
     assert specifications({}) == specifications({"scale": "smoke"}) == []
     (tmp_path / "grid.yml").write_text("- {chapter: a}\n- {chapter: b, grid: {x: [1]}}\n")
-    assert specifications({"sweep": "grid.yml"}, tmp_path) == [{"chapter": "a"}, {"chapter": "b", "grid": {"x": [1]}}]
+    assert specifications({"sweep": "grid.yml"}, tmp_path) == [
+        {"chapter": "a"},
+        {"chapter": "b", "grid": {"x": [1]}},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +176,9 @@ def test_a_table_has_a_row_per_run_and_claim(tmp_path, monkeypatch):
     evidence = SimpleNamespace(judged_by=lambda ledger: SimpleNamespace(claims=claims))
     monkeypatch.setattr(sweep.Evidence, "load", lambda path: evidence)
     monkeypatch.setattr(sweep, "load_ledger", lambda chapter, root: None)
-    write_table([Job("x", "smoke", {"rate": 1}, evidence="runs/smoke/x/abc/evidence.json")], tmp_path / "t.csv")
+    write_table(
+        [Job("x", "smoke", {"rate": 1}, evidence="runs/smoke/x/abc/evidence.json")], tmp_path / "t.csv"
+    )
     first, second = csv.DictReader((tmp_path / "t.csv").open())
     assert first == dict(
         chapter="x", scale="smoke", run="abc", parameters='{"rate": 1}', claim="C1", verdict="holds",
