@@ -180,7 +180,19 @@ def curves_figure(
     y_label: str = "",
     axis: Axes | None = None,
 ) -> Figure:
-    """Draw a curve per arm: the mean over seeds, with a band from the lowest to the highest seed."""
+    """Draw a curve per arm: the mean over seeds, with a band from the lowest to the highest seed.
+
+    Parameters
+    ----------
+    frame
+        One row per arm, seed and place on the horizontal axis.
+    x, y, arm
+        Its columns.
+    x_label, y_label
+        With units; the columns' names if not given.
+    axis
+        Where to draw; a figure of its own if not given.
+    """
     arms = list(dict.fromkeys(frame[arm]))
     colours, markers, dashes = arm_styles(arms)
     axis = axis or plt.subplots(figsize=(7, 4))[1]

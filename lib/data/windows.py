@@ -80,14 +80,29 @@ class Windows:
 def left_padded(
     log: InteractionLog, users: np.ndarray, ends: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(B, length) indices of the newest events before `ends` of each user, and where they are real (else
-    index 0)."""
+    """The newest events of some users before an end, padded on the left.
+
+    Parameters
+    ----------
+    log : InteractionLog
+    users, ends : array (B,)
+        Users, 1..U, and how many of each one's events count.
+    length : int
+        Columns of the result.
+
+    Returns
+    -------
+    events : array (B, length) of int
+        Places in the log's arrays, oldest first; 0 where padded.
+    real : array (B, length) of bool
+        Where not padded.
+    """
     position = ends[:, None] - length + np.arange(length)
     real = position >= 0
     return np.where(real, log.offsets[users][:, None] + position, 0), real
 
 
 def right_padded(log: InteractionLog, users: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
-    """(B, length) indices of the newest events before `ends`, padded on the right by repeating the last."""
+    """The events of `left_padded`, (B, length), but padded on the right by repeating the last."""
     position = np.maximum(ends - length, 0)[:, None] + np.arange(length)
     return log.offsets[users][:, None] + np.minimum(position, ends[:, None] - 1)

@@ -29,9 +29,20 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor, *, bins: int = 2048, symmetric: bool = False) -> Histogram:
-        """Histogram of the values of `x`, over a range that holds zero (symmetric: as far below as above).
+        """Histogram of the values of a tensor, over a range that holds zero.
 
-        ValueError for NaN or infinity, an empty tensor, fewer than 2 bins, or nothing but zeros.
+        Parameters
+        ----------
+        x : (...)
+        bins : int
+            At least 2.
+        symmetric : bool
+            Let the range reach as far below zero as above.
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity, an empty tensor, fewer than 2 bins, or nothing but zeros.
         """
         check_data(x, "Histogram")
         if bins < 2:
@@ -55,8 +66,22 @@ class Histogram:
 
 
 def squared_error(histogram: Histogram, first: Tensor, last: Tensor, *, bits: int = 8) -> Tensor:
-    """Squared error, float64 (ranges,), of quantising the ranges from bin `first` to bin `last`.
+    """Squared error of quantising each of several ranges.
 
+    Parameters
+    ----------
+    histogram : Histogram
+    first, last : int64 (ranges,)
+        Bins that a range reaches from and to, both included.
+    bits : int
+        2 to 8.
+
+    Returns
+    -------
+    float64 (ranges,)
+
+    Notes
+    -----
     Cost O(ranges × bins) in time and memory.
     """
     checked_bits(bits, 2)
