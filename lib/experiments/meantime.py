@@ -222,14 +222,17 @@ class Comparison:
         """How alike the heads of a network attend, over all test users: 1 alike, 0 nothing shared."""
         return mean_head_overlap(model, self.held_out(arm), self.device)
 
-    def protocol(self, as_trained: str) -> str:
-        """How a claim was measured where that is not ``as_trained``; empty where it is."""
+    def replicates(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """The rows of scores by arm and seed that a rule may take for independent trainings.
+
+        All of them; but if MEANTIME is one model in the row of every seed, those of the first seed. Copies
+        have no spread, so an interval over them would hold for other trainings of the baselines and for no
+        other training of MEANTIME.
+        """
         if self.published is None:
-            return ""
-        return (
-            f"{as_trained} But MEANTIME was not trained here: it is one model of its authors for every seed, "
-            "so an interval says how the other arms vary between trainings, and nothing of another MEANTIME."
-        )
+            return scores
+        seeds = scores.index.get_level_values("seed")
+        return scores[seeds == seeds[0]]
 
     def _published(self) -> Meantime:
         if self.dataset not in NUMBERED_ALIKE:
