@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import glob
 import hashlib
 import os
 import secrets
@@ -81,6 +82,13 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def remove_leftovers(path: Path | str) -> None:
+    """Remove what killed processes left beside a file in `replacing` it, while nobody else writes it."""
+    path = Path(path)
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        beside.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from lib.listing import first_few
 from lib.quantization.quantizer import Quantizer
 
 
@@ -68,6 +69,9 @@ class Instability:
 
     Use as a context manager around the training. In each training forward, a layer's output is compared with
     what the quantised weights of the forward before it would have given on the same input.
+
+    Its state belongs in the training's checkpoint, ``fit(…, also={"instability": instability})``: after a
+    kill, the measurement goes on with what it had, the weights of the last forward included.
 
     Parameters
     ----------
@@ -131,6 +135,36 @@ class Instability:
     def values(self) -> dict[str, float]:
         """AIWQ by name of the layer; NaN where nothing was measured."""
         return {name: self._average(samples) for name, samples in self.samples.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured, and what the next measurement needs; how it is averaged is left out."""
+        return {
+            "settings": self._settings(),
+            "samples": {name: list(samples) for name, samples in self.samples.items()},
+            "calls": dict(self._calls),
+            "before": dict(self._before),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what another `Instability` has measured.
+
+        Raises
+        ------
+        ValueError
+            It measured other layers, or under other settings.
+        """
+        if state["settings"] != self._settings():
+            raise ValueError(f"measured with {state['settings']}, here with {self._settings()}")
+        if other := state["samples"].keys() ^ self.samples.keys():
+            raise ValueError(f"measured other layers: {first_few(sorted(other))} in one of both only")
+        self.samples = {name: list(state["samples"][name]) for name in self.layers}
+        self._calls = {name: state["calls"][name] for name in self.layers}
+        self._before = {
+            name: weight.to(self.layers[name].weight.device) for name, weight in state["before"].items()
+        }
+
+    def _settings(self) -> dict[str, float]:
+        return {"every": self.every, "skip": self.skip, "discard_above": self.discard_above}
 
     def _average(self, samples: list[float]) -> float:
         if not samples:

@@ -12,8 +12,8 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Set
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -125,7 +125,9 @@ def restore(path: Path, name: str, state: Mapping[str, Stateful], device: torch.
         for key, item in state.items():
             item.load_state_dict(content["state"][key])
         set_random_state(content["random"])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
+        raise  # no fault of the file's
+    except Exception as error:  # a damaged one can raise anything
         raise ValueError(
             f"{path} is no checkpoint of {name!r} ({_one_line(error)}): remove it to train anew"
         ) from error
@@ -133,10 +135,13 @@ def restore(path: Path, name: str, state: Mapping[str, Stateful], device: torch.
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
+        with ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch itself does not look at the checksums
+                raise BadZipFile
         content = torch.load(path, map_location=device, weights_only=True)
-    except PermissionError:
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (ValueError, KeyError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
+    except Exception as error:
         raise ValueError("damaged, or not written by this loop") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError("of another format")

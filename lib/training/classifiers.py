@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.data.images import ImageSet
+from lib.inspection import evaluating
 
 
 class ImageClassifier(nn.Module):
@@ -44,8 +45,8 @@ class ImageClassifier(nn.Module):
         logits = self.network(batch["images"])
         loss = F.cross_entropy(logits, batch["labels"])
         for teacher in self._teacher:
-            with torch.no_grad():
-                target = teacher.eval()(batch["images"]).softmax(dim=1)
+            with evaluating(teacher), torch.no_grad():
+                target = teacher(batch["images"]).softmax(dim=1)
             loss = loss + self.teacher_weight * F.cross_entropy(logits, target)
         return loss
 
@@ -53,18 +54,13 @@ class ImageClassifier(nn.Module):
 def logits(network: nn.Module, images: ImageSet, *, batch_size: int = 250, device: str = "cpu") -> Tensor:
     """Return the logits of every image, ``(N, classes)`` on the CPU, with the network in evaluation mode.
 
-    The network's mode is what it was afterwards. The size of the batches does not change the result.
+    Each module's mode is what it was afterwards. The size of the batches does not change the result.
     """
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            parts = [
-                network(images.tensor(slice(start, start + batch_size)).to(device)).cpu()
-                for start in range(0, len(images), batch_size)
-            ]
-    finally:
-        network.train(training)
+    with evaluating(network), torch.no_grad():
+        parts = [
+            network(images.tensor(slice(start, start + batch_size)).to(device)).cpu()
+            for start in range(0, len(images), batch_size)
+        ]
     return torch.cat(parts)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.data.text import TextBatches
+from lib.inspection import evaluating
 from lib.models.language.language_model import LSTMLanguageModel
 
 
@@ -42,31 +43,28 @@ class LanguageModelling(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
 
 
-@torch.no_grad()
 def perplexity(
     network: LSTMLanguageModel, tokens: Tensor, *, batch_size: int = 10, length: int = 35
 ) -> float:
     """exp of the mean negative log-likelihood per token, in evaluation mode with a carried state.
 
     The text is cut into `batch_size` streams, whose last pieces of less than `length` tokens are left out;
-    with ``batch_size=1`` no word but the first lacks its past. The network's mode is what it was afterwards.
+    with ``batch_size=1`` no word but the first lacks its past. Each module's mode is what it was afterwards.
 
     Raises
     ------
     ValueError
         If the text is too short, or a likelihood is not a number.
     """
-    training = network.training
-    network.eval()
     device = network.output.weight.device
     batches = TextBatches(tokens.to(device), batch_size=batch_size, length=length)
     total, state = 0.0, None
-    for step in range(batches.pieces):
-        batch = batches.batch(step)
-        logits, state = network(batch["tokens"], state)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
-        total += loss.item()
-    network.train(training)
+    with evaluating(network), torch.no_grad():
+        for step in range(batches.pieces):
+            batch = batches.batch(step)
+            logits, state = network(batch["tokens"], state)
+            loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+            total += loss.item()
     if not math.isfinite(total):
         raise ValueError(f"the negative log-likelihood of the text is {total}")
     return math.exp(total / batches.inputs.numel())

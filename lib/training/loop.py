@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lib.files import remove_leftovers
 from lib.training import checkpoints
 from lib.training.checkpoints import Stateful
 from lib.training.progress import LOG_EVERY, Evaluation, History, Progress
@@ -169,7 +170,7 @@ def fit(
     model, batch_at
         As for `GradientStep`.
     steps, evaluation, checkpoint, checkpoint_seconds, name
-        As for `run_steps`. The evaluation's function takes the model.
+        As for `run_steps`. The evaluation is of the model unless it names something in ``also``.
     fabric
         Of both: the device, the precision and the processes.
     also
@@ -250,9 +251,9 @@ def run_steps(
 
     Examples
     --------
-    Two networks that play against each other, each with its optimiser:
+    Two networks that play against each other, each with its optimiser; ``distance`` takes the generator:
 
-    >>> def step(number):  # doctest: +SKIP
+    >>> def step(number):
     ...     real = batch_at(number)["images"]
     ...     fake = generator(torch.randn(len(real), 16))
     ...     critic_loss = F.softplus(critic(fake.detach())).mean() + F.softplus(-critic(real)).mean()
@@ -263,12 +264,11 @@ def run_steps(
     ...     generator_optimizer.zero_grad()
     ...     generator_loss.backward()
     ...     generator_optimizer.step()
-    ...     return {"critic": critic_loss, "generator": generator_loss}
-    >>> networks = {"generator": generator, "critic": critic}  # doctest: +SKIP
-    >>> optimizers = {"generator's": generator_optimizer, "critic's": critic_optimizer}  # doctest: +SKIP
-    >>> run_steps(
-    ...     step, 10_000, state=networks | optimizers, evaluation=Evaluation(distance, of=("generator",))
-    ... )  # doctest: +SKIP
+    ...     return {"critic loss": critic_loss, "generator loss": generator_loss}
+    >>> state = {"generator": generator, "critic": critic}
+    >>> state |= {"generator optimizer": generator_optimizer, "critic optimizer": critic_optimizer}
+    >>> evaluation = Evaluation(distance, every=50, of=("generator",))
+    >>> history = run_steps(step, 200, state=state, evaluation=evaluation, checkpoint=file)
     """
     progress = Progress(name, steps, state, evaluation)
     if "progress" in state:
@@ -277,6 +277,8 @@ def run_steps(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     if checkpoint is not None:
         checkpoints.check_readable(state)
+        if fabric.is_global_zero:
+            remove_leftovers(checkpoint)
         if checkpoint.exists():
             checkpoints.restore(checkpoint, name, everything, fabric.device)
             taken = progress.history.steps
@@ -286,6 +288,7 @@ def run_steps(
                 )
             progress.close_if_due()  # another evaluation may be asked for than before
             logger.info("%s: continues at step %d of %d", name, taken, steps)
+        fabric.barrier()  # nobody writes before all have read
 
     saved, quiet = time.monotonic(), _batch_run() or not fabric.is_global_zero
     with tqdm(initial=progress.history.steps, total=steps, desc=name, disable=quiet) as bar:
@@ -299,6 +302,8 @@ def run_steps(
                 progress.mean_losses()  # not finite: the checkpoint before is the one to go on from
                 checkpoints.save(checkpoint, name, everything)
                 saved = time.monotonic()
+    if checkpoint is not None:
+        fabric.barrier()  # nobody goes on before it is written
     return progress.finish()
 
 

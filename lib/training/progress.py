@@ -161,7 +161,8 @@ class Progress:
             A mean loss is not finite, or the monitored number is none.
         """
         at, every = self.history.steps, self.evaluation.every if self.evaluation else LOG_EVERY
-        if (at < self.steps and at % every) or not self._counts:
+        noted = self.history.losses[-1]["step"] if self.history.losses else 0
+        if at == noted or (at < self.steps and at % every):
             return
         shown = self.mean_losses()
         self.history.losses.append({"step": at} | shown)
@@ -188,7 +189,7 @@ class Progress:
                 rates = ", ".join(f"{item.param_groups[0]['lr']:g}" for item in self.optimizers)
                 raise FloatingPointError(
                     f"{self.name}: the {key} is {value} in the {self._counts[key]} steps before step "
-                    f"{self.history.steps}; lower learning_rate ({rates}) or check the batches"
+                    f"{self.history.steps}; lower learning_rate ({rates or 'unknown'}) or check the batches"
                 )
         return means
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import pandas as pd
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.data.interactions import InteractionLog
 from lib.data.negatives import history_mask
+from lib.inspection import evaluating
 from lib.metrics.attention import head_overlap
 from lib.metrics.ranking import metrics_at, target_rank
 
@@ -48,10 +50,11 @@ def user_metrics(
 ) -> pd.DataFrame:
     """Rank every user's held-out item; one row per user, one column per metric.
 
+    A network scores in evaluation mode; each module's mode is what it was afterwards.
+
     Parameters
     ----------
     model
-        Put it in evaluation mode first if it is a torch module.
     batches
         From `lib.data.sequences.evaluation_batches`; each has ``users`` and ``target``.
     negatives
@@ -73,7 +76,7 @@ def user_metrics(
         raise ValueError("rank among sampled negatives or, with a log, among all items: give one of the two")
     suffix = "" if log is None else " (full ranking)"
     frames = []
-    with torch.no_grad():
+    with _scoring(model):
         for batch in batches:
             users, target = batch["users"], batch["target"]
             there = _on(device, batch)
@@ -98,7 +101,7 @@ def mean_head_overlap(
     ``model`` has ``attention_weights(batch)``, a list of ``(B, heads, T, T)``, one per block.
     """
     overlaps = []
-    with torch.no_grad():
+    with _scoring(model):
         for batch in batches:
             batch = _on(device, batch)
             blocks = model.attention_weights(batch)
@@ -106,6 +109,13 @@ def mean_head_overlap(
                 torch.stack([head_overlap(block, batch["tokens"] > 0) for block in blocks]).mean(0)
             )
     return torch.cat(overlaps).mean().item()
+
+
+@contextmanager
+def _scoring(model: object) -> Iterator[None]:
+    """Without gradients, and in evaluation mode if it has one."""
+    with torch.no_grad(), evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        yield
 
 
 def _on(device: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

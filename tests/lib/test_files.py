@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from lib.files import replacing, write_atomically
+from lib.files import remove_leftovers, replacing, write_atomically
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -47,6 +47,14 @@ def test_a_full_disk_keeps_the_old_file(small_disk):
         write_atomically(path, bytes(2_000_000))
     assert path.read_text() == "old"
     assert list(small_disk.iterdir()) == [path]
+
+
+def test_leftovers_of_this_file_alone_are_removed(tmp_path):
+    for name in ("a[1].pt", ".a[1].pt.0f.tmp", ".a[1].pt.1f.tmp", ".b.pt.0f.tmp", ".a1.pt.0f.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    remove_leftovers(tmp_path / "a[1].pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].pt", ".b.pt.0f.tmp", ".a1.pt.0f.tmp"}
+    remove_leftovers(tmp_path / "nowhere" / "a.pt")
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path):

@@ -189,3 +189,53 @@ def test_kinds_of_convolutions_in_the_real_network():
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "dense": 1, "depthwise": 17, "project": 17, "expand": 17,
     }  # fmt: skip
+
+
+def test_a_killed_measurement_goes_on(tmp_path):
+    """With the samples, the calls that were counted, and the weights of the last forward."""
+
+    def measured(monitor, model, seeds):
+        with monitor:
+            for seed in seeds:
+                step(model, seed)
+        return monitor.samples
+
+    options = {"every": 2, "skip": 1}
+    model = network().train()
+    whole = measured(Instability(model, **options), model, range(9))
+    for killed_at in (1, 4, 5):
+        model = network().train()
+        first = Instability(model, **options)
+        measured(first, model, range(killed_at))
+        torch.save(first.state_dict(), tmp_path / "state.pt")
+        measured(first, model, [])  # whatever becomes of the first, the file stays
+        second = Instability(model, **options)
+        second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert measured(second, model, range(killed_at, 9)) == whole
+    # Without its state, the first forward after the kill has none before it to compare with.
+    fresh, model = Instability(network(), **options), network().train()
+    assert measured(Instability(model, **options), model, range(4, 9)) != whole
+    assert math.isnan(fresh.values()["0"])
+
+
+def test_a_state_is_a_copy():
+    model = network().train()
+    with Instability(model) as monitor:
+        step(model, 0)
+        step(model, 1)
+        state = monitor.state_dict()
+        step(model, 2)
+    assert [len(samples) for samples in state["samples"].values()] == [1, 1]
+    again = Instability(model)
+    again.load_state_dict(state)
+    again.samples["0"].append(1.0)
+    assert [len(samples) for samples in state["samples"].values()] == [1, 1]
+
+
+def test_another_measurement_is_refused():
+    state = Instability(network(), every=2).state_dict()
+    with pytest.raises(ValueError, match=r"measured with \{'every': 2, .* here with \{'every': 1, "):
+        Instability(network()).load_state_dict(state)
+    other = nn.Sequential(network()[0])
+    with pytest.raises(ValueError, match="measured other layers: 2 in one of both only"):
+        Instability(other, every=2).load_state_dict(state)

@@ -1,15 +1,23 @@
 """The training loop: it optimises, resumes exactly, keeps the best weights, counts patience in steps."""
 
+import copy
+import doctest
 import math
+import multiprocessing
+import random
 import subprocess
 import sys
 import textwrap
+import time
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.training.loop import Evaluation, History, fit, seeded, shard, warmup_cosine
+from lib.training.loop import Evaluation, History, fit, run_steps, seeded, shard, warmup_cosine
 
 
 class Line(nn.Module):
@@ -119,7 +127,7 @@ def test_clipping_limits_the_update():
     torch.testing.assert_close((weights(model) - before).norm(), torch.tensor(0.25), atol=1e-4, rtol=0)
 
 
-def test_training_solves_least_squares_and_is_a_function_of_the_seed():
+def test_training_solves_least_squares():
     seeded(1)
     model = Line(dropout=0)
     history = fit(model, batch_at, steps=600, learning_rate=0.05, evaluation=every(100))
@@ -128,53 +136,294 @@ def test_training_solves_least_squares_and_is_a_function_of_the_seed():
     assert torch.equal(weights(trained()[0]), weights(trained()[0]))
 
 
+def test_a_seed_decides_weights_dropout_and_draws_and_another_seed_others():
+    def drawn(seed):
+        seeded(seed)
+        return [
+            weights(Line()).tolist(),
+            nn.Dropout(0.5)(torch.ones(64)).tolist(),
+            np.random.random(4).tolist(),  # noqa: NPY002
+            [random.random() for _ in range(4)],
+        ]
+
+    first, second = drawn(3), drawn(4)
+    assert first == drawn(3)
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [21, 40, 45, 59])
-def test_a_killed_training_continues_to_the_same_weights(tmp_path, killed_at):
-    whole, _ = trained()
-
-    def dies(step):
-        if step == killed_at:
+def dying(step_or_batch, moment):
+    def at(number):
+        if number == moment:
             raise Killed
-        return batch_at(step)
+        return step_or_batch(number)
 
-    file = tmp_path / "deep" / "line.pt"
-    seeded(3)
-    with pytest.raises(Killed):
-        fit(
-            Line(),
-            dies,
-            steps=60,
-            evaluation=every(20),
-            learning_rate=0.05,
-            checkpoint=file,
-            checkpoint_seconds=0,
-        )
-    seeded(99)  # a new process has another random state
-    model = Line()
-    asked = []
+    return at
+
+
+class Lottery:
+    """Batches that depend on the global generators of NumPy and Python, and on what was drawn before."""
+
+    def __init__(self):
+        self.drawn = 0.0
+
+    def __call__(self, step):
+        self.drawn += float(np.random.random()) + random.random()  # noqa: NPY002
+        batch = batch_at(step)
+        return batch | {"y": batch["y"] + math.sin(self.drawn)}
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
+
+
+def ensemble(**options):
+    """A training with everything that has a state; returns it all."""
+    model, lottery = Line(), Lottery()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    seen = []
+
+    def score(average):
+        seen.append(weights(average).clone())
+        return {
+            "score": np.float64(-((average.module.weight.bias.item() - 0.5) ** 2)),
+            "half": np.float32(0.5),
+        }
+
     history = fit(
         model,
-        lambda step: asked.append(step) or batch_at(step),
-        steps=60,
-        evaluation=every(20),
-        learning_rate=0.05,
-        checkpoint=file,
+        options.pop("batches", lambda batch_at: batch_at)(lottery),
+        **{
+            "steps": 60,
+            "evaluation": every(20, score, monitor="score", of=("average",)),
+            "learning_rate": 0.05,
+            "schedule": warmup_cosine(60, warmup=5),
+            "after_step": lambda step: average.update_parameters(model),
+            "also": {"average": average, "lottery": lottery},
+            "checkpoint_seconds": 0,
+        }
+        | options,
     )
-    assert torch.equal(weights(model), weights(whole))
-    assert asked[0] == killed_at and history.steps == 60
+    draws = [torch.rand(1).item(), np.random.random(), random.random()]  # noqa: NPY002
+    result = [weights(model).tolist(), weights(average).tolist(), lottery.drawn, draws]
+    return [*result, history.losses, history.evaluations, history.best_step, history.steps]
+
+
+@pytest.mark.parametrize("killed_at", [1, 21, 40, 45, 59])
+def test_a_killed_training_continues_to_the_same_everything(tmp_path, killed_at):
+    seeded(3)
+    whole = ensemble()
+    asked, file = [], tmp_path / "deep" / "line.pt"
+    seeded(3)
+    with pytest.raises(Killed):
+        ensemble(batches=lambda lottery: dying(lottery, killed_at), checkpoint=file)
+    (file.parent / f".{file.name}.abcd.tmp").write_bytes(b"what a kill while writing leaves")
+    seeded(99)  # a new process has another random state
+    again = ensemble(
+        batches=lambda lottery: lambda step: asked.append(step) or lottery(step), checkpoint=file
+    )
+    assert again == whole
+    assert asked == [*range(killed_at, 60)]
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
     file = tmp_path / "line.pt"
-    model, history = trained(checkpoint=file)
-    again, again_history = trained(checkpoint=file, steps=60)
-    assert torch.equal(weights(model), weights(again))
-    assert again_history.losses == history.losses
+    seeded(3)
+    whole = ensemble(checkpoint=file)
+    content = file.read_bytes()
+    seeded(99)
+
+    def never(step):
+        raise AssertionError("a step of a finished training")
+
+    assert ensemble(checkpoint=file, batches=lambda lottery: never) == whole
+    assert file.read_bytes() == content
+
+
+def test_an_evaluation_that_became_due_is_made_up_for(tmp_path):
+    """Killed at step 30, fewer steps wanted: what is returned ends with an evaluation all the same."""
+    file = tmp_path / "line.pt"
+    with pytest.raises(Killed):
+        ensemble(batches=lambda lottery: dying(lottery, 30), checkpoint=file)
+    *_, losses, evaluations, _, steps = ensemble(checkpoint=file, steps=30)
+    assert [row["step"] for row in losses] == [row["step"] for row in evaluations] == [20, 30] and steps == 30
+
+
+def game(checkpoint=None, step_of=lambda step: step, steps=120):
+    """Two networks, two optimisers and a scheduler of torch, an average, patience, all three generators."""
+    seeded(7)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    critic = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1))
+    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    of_generator = torch.optim.Adam(generator.parameters(), lr=0.01)
+    of_critic = torch.optim.RMSprop(critic.parameters(), lr=0.01, momentum=0.5)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(of_generator, 120)
+
+    def step(number):
+        real = batch_at(number)["x"][:, :2] + np.random.normal() / 10 + random.random()  # noqa: NPY002
+        fake = generator(torch.randn(16, 3))
+        critic_loss = F.softplus(critic(fake.detach())).mean() + F.softplus(-critic(real)).mean()
+        of_critic.zero_grad()
+        critic_loss.backward()
+        of_critic.step()
+        losses = {"critic loss": critic_loss}
+        if number % 2:
+            of_generator.zero_grad()
+            losses["generator loss"] = F.softplus(-critic(fake)).mean()
+            losses["generator loss"].backward()
+            of_generator.step()
+            scheduler.step()
+            average.update_parameters(generator)
+        return losses
+
+    def closeness(average):
+        return {"closeness": -(average(torch.ones(4, 3)) - 0.5).square().mean() + random.random()}
+
+    state = {"generator": generator, "critic": critic, "average": average, "scheduler": scheduler}
+    history = run_steps(
+        step_of(step),
+        steps,
+        state=state | {"of generator": of_generator, "of critic": of_critic},
+        evaluation=every(10, closeness, monitor="closeness", patience=40, of=("average",)),
+        checkpoint=checkpoint,
+        checkpoint_seconds=0.003,
+        name="game",
+    )
+    tensors = {name: state[name].state_dict() for name in ("generator", "critic", "average")}
+    draws = [torch.rand(1).item(), np.random.random(), random.random()]  # noqa: NPY002
+    return {"tensors": tensors, "draws": draws, "history": {**vars(history), "seconds": None}}
+
+
+def same(one, other):
+    equal = one["draws"] == other["draws"] and one["history"] == other["history"]
+    pairs = zip(one["tensors"].items(), other["tensors"].items(), strict=True)
+    return equal and all(
+        key == key2 and state.keys() == state2.keys() and all(torch.equal(state[k], state2[k]) for k in state)
+        for (key, state), (key2, state2) in pairs
+    )
+
+
+def test_two_networks_with_two_optimisers(tmp_path):
+    whole = game()
+    history = whole["history"]
+    assert 40 <= history["steps"] < 120, "patience should end it; another seed, if torch's numbers change"
+    assert history["steps"] == history["best_step"] + 40
+    assert [*history["losses"][0]] == ["step", "critic loss", "generator loss"]
+    file = tmp_path / "game.pt"
+    with pytest.raises(Killed):
+        game(file, lambda step: dying(step, 35))
+    assert same(game(file), whole)
+
+
+def _child(file, result):
+    torch.set_num_threads(1)
+    outcome = game(file)
+    torch.save(outcome, result)
+
+
+def test_sigkill_at_twenty_random_moments(tmp_path):
+    """Each kill is followed by another start; whatever comes to its end is the training without kills."""
+    file, result, moments = tmp_path / "game.pt", tmp_path / "result.pt", random.Random(0)
+    context = multiprocessing.get_context("fork")  # torch is there already
+
+    def start(checkpoint):
+        child = context.Process(target=_child, args=(checkpoint, result))
+        child.start()
+        return child, time.monotonic()
+
+    child, began = start(None)
+    child.join()
+    needed = time.monotonic() - began
+    whole = torch.load(result, weights_only=True)
+    kills, continued = 0, set()
+    while kills < 20:
+        result.unlink(missing_ok=True)
+        child, _ = start(file)
+        child.join(moments.uniform(0, needed / 2))
+        if child.is_alive():
+            child.kill()
+            child.join()
+            kills += 1
+            if file.exists():
+                content = torch.load(file, weights_only=True)
+                continued.add(content["state"]["progress"]["history"]["steps"])
+        else:
+            assert child.exitcode == 0 and same(torch.load(result, weights_only=True), whole)
+            file.unlink()
+    child, _ = start(file)
+    child.join()
+    assert child.exitcode == 0 and same(torch.load(result, weights_only=True), whole)
+    assert len(continued) >= 5 and list(tmp_path.glob(".*")) == []
+
+
+def test_the_example_of_the_docstring_runs(tmp_path):
+    names = {"torch": torch, "F": F, "Evaluation": Evaluation, "run_steps": run_steps, "batch_at": None}
+    names |= {"generator": nn.Linear(16, 2), "critic": nn.Linear(2, 1), "file": tmp_path / "example.pt"}
+    names["batch_at"] = lambda number: {"images": batch_at(number)["x"][:, :2]}
+    names["distance"] = lambda generator: {"distance": generator(torch.zeros(1, 16)).norm()}
+    for name in ("generator", "critic"):
+        names[f"{name}_optimizer"] = torch.optim.Adam(names[name].parameters())
+    before = {name: weights(names[name]).clone() for name in ("generator", "critic")}
+    for example in doctest.DocTestParser().get_examples(run_steps.__doc__):
+        exec(example.source, names)
+    assert not any(torch.equal(weights(names[name]), was) for name, was in before.items())
+    assert [row["step"] for row in names["history"].evaluations] == [50, 100, 150, 200]
+    assert [*names["history"].losses[0]] == ["step", "critic loss", "generator loss"]
+
+
+def test_evaluation_is_in_evaluation_mode_and_each_module_gets_its_mode_back():
+    """No dropout, no running statistics move; a norm that the caller froze stays frozen in training."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    other = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
+    frozen = model[2].eval()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.01)
+    everything = [*model.modules(), *other.modules()]
+    training, evaluated = [], []
+
+    def step(number):
+        training.append([module.training for module in everything])
+        loss = model(other(batch_at(number)["x"])).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    def evaluate(first, second):
+        assert first is model and second is other and not torch.is_grad_enabled()
+        evaluated.append([module.training for module in everything])
+        before = copy.deepcopy([module.state_dict() for module in (model, other)])
+        x = batch_at(0)["x"]
+        assert torch.equal(model(other(x)), model(other(x)))
+        for module, state in zip((model, other), before, strict=True):
+            assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+        return {}
+
+    statistics = frozen.running_mean.clone()
+    state = {"model": model, "optimizer": optimizer, "other": other}
+    run_steps(step, 6, state=state, evaluation=every(2, evaluate, of=("model", "other")))
+    assert evaluated == [[False] * len(everything)] * 3
+    assert training == [[module is not frozen for module in everything]] * 6
+    assert torch.equal(frozen.running_mean, statistics)
+
+    def failing(model):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_steps(step, 2, state=state, evaluation=every(2, failing))
+    assert [module.training for module in everything] == training[0], "given back on an error too"
+
+
+def test_fit_trains_in_training_mode_and_leaves_evaluation_mode():
+    model = Line().eval()
+    modes = []
+    fit(model, lambda step: modes.append(model.dropout.training) or batch_at(step), steps=2)
+    assert modes == [True, True] and not model.dropout.training
 
 
 def test_the_best_weights_are_kept_and_patience_counts_steps():
@@ -239,17 +488,33 @@ def test_bad_settings_are_refused(tmp_path):
         trained(steps=0)
     with pytest.raises(ValueError, match="also must not hold model: fit saves its own"):
         trained(also={"model": Line()})
+    with pytest.raises(ValueError, match="must not hold 'progress': the loop saves its own"):
+        trained(also={"progress": Line()})
+    with pytest.raises(TypeError, match="learning_rates"):
+        trained(learning_rates=0.1)
 
 
-def test_foreign_and_broken_checkpoints_are_refused(tmp_path):
-    file = tmp_path / "line.pt"
-    trained(checkpoint=file, name="one")
-    with pytest.raises(ValueError, match="no checkpoint of 'two'.*belongs to 'one'.*remove it"):
-        trained(checkpoint=file, name="two")
-    for content in (file.read_bytes()[:1000], b"not an archive", b""):
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match="no checkpoint of 'one'.*remove it"):
-            trained(checkpoint=file, name="one")
+def test_the_monitored_number_must_be_one():
+    with pytest.raises(FloatingPointError, match="model: the monitored m is nan at step 20"):
+        trained(evaluation=every(20, lambda model: {"m": math.nan}, monitor="m"))
+    _, history = trained(evaluation=every(20, lambda model: {"m": 1.0, "aside": math.nan}, monitor="m"))
+    assert history.best_step == 20
+
+
+def test_means_are_of_what_was_returned_and_keep_their_digits():
+    """512 ones in bfloat16, added up in bfloat16, are 256."""
+
+    def step(number):
+        losses = {"one": torch.ones((), dtype=torch.bfloat16)}
+        return losses if number % 2 else losses | {"number": torch.tensor(float(number))}
+
+    history = run_steps(step, 1024, state={})
+    assert history.losses == [
+        {"step": 500, "number": 249.0, "one": 1.0},
+        {"step": 1000, "number": 749.0, "one": 1.0},
+        {"step": 1024, "number": 1011.0, "one": 1.0},
+    ]
+    assert run_steps(lambda number: {}, 3, state={}).losses == [{"step": 3}]
 
 
 def test_a_checkpoint_of_a_longer_training_is_refused(tmp_path):
@@ -286,6 +551,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         textwrap.dedent(
             """
             import sys, torch
+            from pathlib import Path
             from lightning_fabric import Fabric
             from torch import nn
             from lib.training.loop import fit, seeded
@@ -300,8 +566,9 @@ def test_two_processes_take_the_step_of_one(tmp_path):
             torch.set_num_threads(1)
             fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy=sys.argv[2])
             fabric.launch(); seeded(0)
-            model = Line()
-            fit(model, batch_at, steps=30, learning_rate=0.05, fabric=fabric)
+            for steps in (20, 30):  # and goes on from a checkpoint
+                model, file = Line(), Path(sys.argv[3]).with_suffix(".checkpoint")
+                fit(model, batch_at, steps=steps, learning_rate=0.05, fabric=fabric, checkpoint=file)
             if fabric.is_global_zero: torch.save(model.state_dict(), sys.argv[3])
             """
         )

@@ -65,11 +65,44 @@ def test_accuracy_is_that_of_torchmetrics(batch_size):
         assert found[f"top-{k}"] == pytest.approx(100 * expected.item(), abs=1e-4)
 
 
-def test_scoring_is_in_evaluation_mode_and_leaves_the_mode_alone():
-    network = nn.Sequential(nn.Dropout(0.5), linear()).train()
-    source = images()
+class Watching(nn.Module):
+    """A network of two modules, one of them frozen; remembers their modes at each forward pass."""
+
+    def __init__(self, error: Exception | None = None):
+        super().__init__()
+        self.dropout, self.norm, self.layer = nn.Dropout(0.5), nn.BatchNorm2d(1).eval(), linear()
+        self.seen, self.error = [], error
+
+    def modes(self):
+        return [module.training for module in self.modules()]
+
+    def forward(self, x):
+        self.seen.append(self.modes())
+        if self.error:
+            raise self.error
+        return self.layer(self.norm(self.dropout(x)))
+
+
+def test_scoring_is_in_evaluation_mode_and_gives_each_module_its_mode_back():
+    source, network = images(), Watching()
+    before, state = network.modes(), {key: value.clone() for key, value in network.state_dict().items()}
+    assert len(set(before)) == 2
     assert torch.equal(logits(network, source), logits(network, source))
-    assert network.training
+    assert accuracy(network, source) == accuracy(network, source)
+    assert not any(any(modes) for modes in network.seen) and network.modes() == before
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    failing = Watching(KeyError("broken"))
+    with pytest.raises(KeyError, match="broken"):
+        accuracy(failing, source)
+    assert failing.seen and failing.modes() == before
+
+
+def test_a_teacher_predicts_in_evaluation_mode_and_keeps_its_modes():
+    teacher = Watching()
+    before = teacher.modes()
+    ImageClassifier(linear(), teacher).loss(batch_of(images())).backward()
+    assert not any(teacher.seen[0]) and teacher.modes() == before
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_bad_requests_are_refused():

@@ -80,6 +80,46 @@ def test_one_of_the_two_protocols_must_be_chosen(log):
             user_metrics(ByNumber(), batches(log), **options)
 
 
+class Random(torch.nn.Module):
+    """Scores that dropout would change; remembers the modes it scored in."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.dropout, self.frozen, self.seen, self.error = (
+            torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval(), [], error,
+        )  # fmt: skip
+
+    def modes(self):
+        return [module.training for module in self.modules()]
+
+    def scores(self, batch, candidates=None):
+        self.seen.append(self.modes())
+        if self.error:
+            raise self.error
+        return self.dropout(ByNumber().scores(batch, candidates))
+
+    def attention_weights(self, batch):
+        users, length = batch["tokens"].shape
+        self.seen.append(self.modes())
+        return [self.dropout(torch.eye(length).expand(users, 2, length, length))]
+
+
+def test_networks_are_scored_in_evaluation_mode_and_given_back_as_they_were(log):
+    model = Random()
+    before = model.modes()
+    assert len(set(before)) == 2
+    full = user_metrics(model, batches(log), log=log)
+    assert full.equals(user_metrics(ByNumber(), batches(log), log=log))
+    sampled = user_metrics(model, batches(log), negatives=torch.tensor([[5], [4], [4]]))
+    assert sampled.equals(user_metrics(ByNumber(), batches(log), negatives=torch.tensor([[5], [4], [4]])))
+    assert mean_head_overlap(model, batches(log)) == pytest.approx(1.0)
+    assert not any(any(modes) for modes in model.seen) and model.modes() == before
+    failing = Random(KeyError("broken"))
+    with pytest.raises(KeyError, match="broken"):
+        user_metrics(failing, batches(log), log=log)
+    assert failing.seen and failing.modes() == before
+
+
 def test_head_overlap_averages_blocks_and_users(log):
     """One block of equal heads (overlap 1) and one of disjoint heads (overlap 0), for every user."""
 
