@@ -6,8 +6,8 @@ every function once, so that a drift meets them all, and the comparison is made 
 
 Which statistic?
 
-* *A is faster than B by a factor*: the median over rounds of the paired ratio, `paired_speed_up`. A
-  disturbance that lasts longer than a round cancels, one that hits a single call is an outlier of the median.
+* *A is faster than B by a factor*: the median over rounds of their ratio within each round. A disturbance
+  that lasts longer than a round cancels, one that hits a single call is an outlier of the median.
 * *What the kernel needs* (GFLOP/s, GB/s): the minimum of ``milliseconds``. Disturbances only ever add time.
 * *What a user waits*: the median and a high quantile.
 
@@ -94,30 +94,3 @@ def paired_latency(
         if collecting:
             gc.enable()
     return pd.DataFrame(rows, columns=["function", "round", "milliseconds"])
-
-
-def paired_speed_up(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Within each round, the time of ``baseline`` divided by the time of each other function.
-
-    Parameters
-    ----------
-    table
-        From `paired_latency`.
-    baseline
-        One of its functions.
-
-    Returns
-    -------
-    DataFrame indexed by ``round``, a column for each other function; above 1 where it is faster. Summarise
-    with the median over rounds.
-
-    Raises
-    ------
-    ValueError
-        If there is no such function.
-    """
-    wide = table.set_index(["round", "function"])["milliseconds"].unstack()  # noqa: PD010
-    if baseline not in wide:
-        raise ValueError(f"{baseline!r} was not timed, only {', '.join(wide.columns)}")
-    order = [name for name in table["function"].unique() if name != baseline]
-    return wide[order].rdiv(wide[baseline], axis="index")
