@@ -81,10 +81,26 @@ def singular_values(matrix: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def leading_vectors(matrix: np.ndarray, rank: int) -> np.ndarray:
-    """The ``rank`` leading left singular vectors of a matrix (rows, columns): array (rows, rank).
+    """The leading left singular vectors of a matrix.
 
     By the Gram matrix of the shorter side; from the right vectors V the left ones are the orthonormal basis
-    of ``matrix V``. Signs are arbitrary, as of any singular vectors.
+    of ``matrix V``.
+
+    Parameters
+    ----------
+    matrix : array (rows, columns)
+    rank : int
+        In 1..rows.
+
+    Returns
+    -------
+    array (rows, rank)
+        Orthonormal columns; signs are arbitrary, as of any singular vectors.
+
+    Raises
+    ------
+    ValueError
+        ``rank`` is out of range.
     """
     rows, columns = matrix.shape
     if not 1 <= rank <= rows:

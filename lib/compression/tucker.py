@@ -6,7 +6,17 @@ approximated by a small core and one factor for each channel side; the two spati
     K[t, s, i, j] ≈ Σ_{q,r} U4[t, q] C[q, r, i, j] U3[s, r].
 
 The decomposition minimises the error of the *weights*, not of the layer's response. Here: the factors.
-`lib.compression.compressed_layers` turns them into a sequence of layers inside a model.
+`lib.compression.factored_layers` turns them into a sequence of layers inside a model.
+
+References
+----------
+L. De Lathauwer, B. De Moor and J. Vandewalle, "A multilinear singular value decomposition", SIAM Journal on
+Matrix Analysis and Applications 21(4), 1253-1278, 2000 (2000a): the higher-order singular value
+decomposition, HOSVD.
+
+L. De Lathauwer, B. De Moor and J. Vandewalle, "On the best rank-1 and rank-(R1, R2, ..., RN) approximation
+of higher-order tensors", SIAM Journal on Matrix Analysis and Applications 21(4), 1324-1342, 2000 (2000b): the
+higher-order orthogonal iteration, HOOI.
 """
 
 from __future__ import annotations
@@ -62,9 +72,10 @@ def tucker2(
 ) -> Tucker:
     """Tucker-2 of a convolution kernel: HOSVD, then sweeps of higher-order orthogonal iteration (HOOI).
 
-    HOSVD takes the leading singular vectors of each channel unfolding; its squared error is at most twice the
-    optimum. A sweep recomputes each factor with the other one fixed, which never raises the error. All
-    singular vectors come from Gram matrices of the short side.
+    HOSVD (De Lathauwer et al. 2000a) takes the leading singular vectors of each channel unfolding; its
+    squared error is at most twice the optimum. A sweep of HOOI (2000b) recomputes each factor with the other
+    one fixed, which never raises the error; it finds a local optimum. All singular vectors come from Gram
+    matrices of the short side, the spatial axes are not compressed.
 
     Parameters
     ----------
@@ -76,6 +87,12 @@ def tucker2(
         At most so many; 0 is HOSVD alone. Which of the two the authors used is unknown.
     tolerance : float
         Stop once a sweep lowers the relative error by less.
+
+    Returns
+    -------
+    Tucker
+        Factors with orthonormal columns, the core that is optimal for them, and one relative error for HOSVD
+        and for each sweep, never rising. Signs and rotations of the factors are arbitrary.
 
     Raises
     ------
@@ -116,9 +133,25 @@ def tucker2(
 
 
 def tucker1(kernel: Tensor | np.ndarray, output_rank: int) -> Tucker:
-    """Tucker-1 of a convolution kernel (T, S, Kh, Kw) over its outputs: the optimum, by one decomposition.
+    """Tucker-1 of a convolution kernel over its outputs: the optimum, by one singular value decomposition.
 
-    For the first layer, whose three input channels have nothing to compress. ValueError as `tucker2`.
+    For the first layer, whose three input channels have nothing to compress.
+
+    Parameters
+    ----------
+    kernel : tensor (T, S, Kh, Kw)
+    output_rank : int
+        R4 in 1..T.
+
+    Returns
+    -------
+    Tucker
+        Without an input factor; its core is (R4, S, Kh, Kw).
+
+    Raises
+    ------
+    ValueError
+        As `tucker2`.
     """
     array = _kernel(kernel)
     _check_rank("output_rank", output_rank, array.shape[0])
@@ -132,7 +165,24 @@ def tucker1(kernel: Tensor | np.ndarray, output_rank: int) -> Tucker:
 
 
 def truncated_svd(matrix: Tensor | np.ndarray, rank: int) -> Tucker:
-    """The best approximation of a matrix (T, S) of a given rank: Tucker-1 with a 1 × 1 core (R, S, 1, 1)."""
+    """The best approximation of a matrix of a given rank.
+
+    Parameters
+    ----------
+    matrix : tensor (T, S)
+    rank : int
+        In 1..min(T, S).
+
+    Returns
+    -------
+    Tucker
+        Tucker-1 with a 1 × 1 core (R, S, 1, 1).
+
+    Raises
+    ------
+    ValueError
+        Not a finite, real, non-empty matrix; a rank out of range.
+    """
     matrix = as_matrix(matrix)
     _check_rank("rank", rank, min(matrix.shape))
     return tucker1(matrix[:, :, None, None], rank)

@@ -2,13 +2,21 @@
 
 A matrix V of L × M numbers, L ≤ M, is modelled as ``V = B Aᵀ + E`` with independent Gaussian noise E of
 variance σ², Gaussian columns of A and B, and a posterior in which A and B are independent. The prior's
-variances, and σ² if it is not given, are chosen by the evidence (the free energy). Nakajima, Sugiyama,
-Babacan and Tomioka (JMLR 14, 2013) and Nakajima, Tomioka, Sugiyama and Babacan (NIPS 2012) solved this in
-closed form: a component is kept if its singular value exceeds a threshold, and shrunk by a formula.
+variances, and σ² if it is not given, are chosen by the evidence (the free energy). Nakajima et al. (2012,
+2013) solved this in closed form: a component is kept if its singular value exceeds a threshold, and shrunk by
+a formula.
 
 Kim et al. (ICLR 2016) take only the *rank* from it; the shrunk values are not used as weights.
 
 Here: `evbmf`, and the parts it is made of. Not here: VBMF with a fixed prior, which the paper does not use.
+
+References
+----------
+S. Nakajima, M. Sugiyama, S. D. Babacan and R. Tomioka, "Global analytic solution of fully-observed
+variational Bayesian matrix factorization", Journal of Machine Learning Research 14, 1-37, 2013.
+
+S. Nakajima, R. Tomioka, M. Sugiyama and S. D. Babacan, "Perfect dimensionality recovery by variational
+Bayesian PCA", Advances in Neural Information Processing Systems, 2012.
 """
 
 from __future__ import annotations
@@ -66,10 +74,20 @@ class Factorization:
 
 
 def tau_threshold(alpha: float, rule: TauRule = "shortcut") -> float:
-    """The threshold τ̲ for a matrix with aspect ratio ``alpha`` = L/M in (0, 1].
+    """The threshold τ̲ (Nakajima et al. 2013).
 
-    ``"root"`` solves Φ(τ) + Φ(τ/α) = 0 with Φ(z) = ln(z + 1)/z − 1/2. ``"shortcut"`` is 2.5129 √α, which all
-    public ports use: right at α = 1, lower for flat matrices, so it keeps slightly more.
+    Parameters
+    ----------
+    alpha : float
+        Aspect ratio L/M of the matrix, in (0, 1].
+    rule : {"shortcut", "root"}
+        ``"root"`` solves Φ(τ) + Φ(τ/α) = 0 with Φ(z) = ln(z + 1)/z − 1/2. ``"shortcut"`` is 2.5129 √α, which
+        all public ports use: right at α = 1, lower for flat matrices, so it keeps slightly more.
+
+    Raises
+    ------
+    ValueError
+        ``alpha`` is out of range, or the rule unknown.
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")

@@ -4,15 +4,19 @@ The pictures are noise. Decomposing the full fully connected layers takes a minu
 compression and baselines runs on the same network with a quarter of the channels.
 """
 
+from dataclasses import asdict, fields
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lib.compression.compressed_layers import compress
-from lib.compression.published import ALEXNET_RANKS
+from lib.experiments import oneshot_compression as oneshot
+from lib.experiments.oneshot_compression_baselines import initialise_gaussian
+from lib.experiments.oneshot_compression_counts import layer_ranks, published_networks, with_ranks
+from lib.ledger.schema import load_ledger
 from lib.models.vision.alexnet import AlexNet
-from lib.runs.request import read_chapter, resolve
+from lib.runs.request import resolve
 
 CLASSES = [f"n{k:08d}" for k in range(8)]
 
@@ -32,18 +36,26 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chapter(data_dir, tmp_path_factory) -> dict:
-    """What the chapter's cells define at scale paper, up to its functions; two steps, on the processor."""
+def setting() -> oneshot.Setting:
+    """The chapter's setting at scale paper; two steps, on the processor."""
     asked = resolve("oneshot_compression", "paper").parameters
-    small = {"device": "cpu", "batch_size": 8, "steps": 2, "finetune_steps": 2, "seeds": [0]}
-    names = asked | small | {"data_dir": str(data_dir), "run_dir": str(tmp_path_factory.mktemp("run"))}
-    code = [cell.source for cell in read_chapter("oneshot_compression").cells if cell.cell_type == "code"]
-    for mark in ("import matplotlib", "sources = {", "def score(", "def one_shot("):
-        (cell,) = [source for source in code if mark in source]
-        if mark == "sources = {":
-            names["count"] = names["operations"].count_operations
-        exec(cell, names)
-    return names
+    small = {"device": "cpu", "batch_size": 8, "steps": 2, "finetune_steps": 2}
+    names = [field.name for field in fields(oneshot.Setting)]
+    return oneshot.Setting(**{name: (asked | small)[name] for name in names})
+
+
+@pytest.fixture(scope="module")
+def images(setting, data_dir):
+    return setting.source.load(data_dir)
+
+
+def top5(network, images) -> float:
+    """Percent of the test images whose label is among the five largest logits, by counting larger ones."""
+    test = images["test"]
+    with torch.no_grad():
+        logits = network.eval()(test.tensor(slice(0, len(test))))
+    larger = (logits > logits.gather(1, test.labels[:, None])).sum(1)
+    return 100 * (larger < 5).double().mean().item()
 
 
 def test_the_scale_is_the_papers():
@@ -60,46 +72,51 @@ def test_the_scale_is_the_papers():
     assert asked["initial_std"] == 0.01
 
 
-def test_two_steps_of_the_original_and_of_the_compressed_network_at_full_size(chapter):
-    assert chapter["image_shape"] == (3, 227, 227) and len(chapter["images"]["train"]) == 16
-    with torch.device("meta"):
-        blank = AlexNet()
-    ranks = {
-        f"{'features' if n.startswith('conv') else 'classifier'}.{n}": r for n, r in ALEXNET_RANKS.items()
-    }
-    thin = compress(blank, ranks, maps={"classifier.fc6": (256, 6, 6)}, weights="fresh").model
+def test_two_steps_of_the_original_and_of_the_compressed_network_at_full_size(setting, images):
+    assert setting.image_shape == (3, 227, 227) and len(images["train"]) == 16
+    blank = published_networks()["AlexNet"]
+    numbers = {number.name: number.value for number in load_ledger("oneshot_compression")["C9"].paper}
+    thin = with_ranks(blank, layer_ranks(numbers))
     for model, parameters in ((blank, 60_965_224), (thin, 10_735_456)):
-        network = model.to_empty(device="cpu")
-        chapter["baselines"].initialise_gaussian(network)
+        network = initialise_gaussian(model.to_empty(device="cpu"))
         assert sum(p.numel() for p in network.parameters()) == parameters
         before = network.classifier[-1].state_dict()
         before = {key: value.clone() for key, value in before.items()}
-        curve = chapter["train"](network, 0, 2, 0.001, f"dry {parameters}")
+        curve = oneshot.train(network, images, setting, 0, f"dry {parameters}", steps=2, peak=0.001)
         assert curve["step"].tolist() == [2] and curve["epoch"].tolist() == [1.0]
-        assert 0 <= curve["accuracy"].iloc[0] <= 100
+        assert curve["accuracy"].tolist() == [top5(network, images)]
         after = network.classifier[-1].state_dict()
         assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_one_shot_and_its_baselines_from_weights_given_by_path(chapter, tmp_path):
+class Quarter(oneshot.Setting):
+    """AlexNet with a quarter of its channels and sixteen classes, so that top-5 can go either way."""
+
+    def build(self, width: float = 1.0) -> AlexNet:
+        return AlexNet(width=width / 4, num_classes=16)
+
+
+def test_one_shot_and_its_baselines_from_weights_given_by_path(setting, images, tmp_path):
     torch.manual_seed(0)
-    given = AlexNet(width=1 / 4)
+    setting = Quarter(**asdict(setting))
+    given = setting.build()
     for layer in given.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):  # ten directions and a little noise
             matrix = layer.weight.flatten(1)
             signal = torch.randn(len(matrix), 10) @ torch.randn(10, matrix.shape[1]) / matrix.shape[1] ** 0.5
             layer.weight.data = (0.3 * signal).reshape(layer.weight.shape) + 1e-3 * layer.weight.data
     torch.save(given.state_dict(), tmp_path / "trained.pt")
-    names = chapter | {"checkpoint": str(tmp_path / "trained.pt")}
-    names["build"] = lambda width=1.0: AlexNet(width=width / 4)
-    code = [cell.source for cell in read_chapter("oneshot_compression").cells if cell.cell_type == "code"]
-    exec(next(source for source in code if "def one_shot(" in source), names)
-    arms, report = names["one_shot"](0)
-    assert torch.equal(arms["original"].features.conv3.weight, given.features.conv3.weight)
-    assert list(arms)[:2] == ["original", "EVBMF, fine-tuned"] and len(arms) == 6
+    original = oneshot.trained_original(images, setting, 0, given=str(tmp_path / "trained.pt"))
+    assert torch.equal(original.features.conv3.weight, given.features.conv3.weight)
+    arms, report = oneshot.compressed_arms(original, setting, 0)
+    assert len(arms) == 5
     assert report["kind"].tolist() == ["Tucker-1", *["Tucker-2"] * 5, "SVD", "SVD"]
     assert report["output_rank"].tolist() == [10] * 8
-    budget = names["cost"](arms["EVBMF, fine-tuned"])
+    budget = oneshot.size(arms["EVBMF, fine-tuned"], setting)[oneshot.MACS]
+    scores = {"original": oneshot.score(original, images, setting)}
+    assert scores["original"] == top5(original, images)
     for arm, model in arms.items():
-        assert arm == "original" or names["cost"](model) <= budget
-        assert 0 <= names["score"](model) <= 100
+        assert oneshot.size(model, setting)[oneshot.MACS] <= budget
+        scores[arm] = oneshot.score(model, images, setting)
+        assert scores[arm] == top5(model, images)
+    assert len(set(scores.values())) > 1 and any(0 < value < 100 for value in scores.values())

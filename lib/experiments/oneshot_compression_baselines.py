@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lib.compression.compressed_layers import Compressed, compress
+from lib.compression.one_shot import Compressed, compress
 
 
 def largest_within(

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.compression.baselines import equal_cost_baselines, initialise_gaussian, largest_within
-from lib.compression.compressed_layers import compress, energy_rank, evbmf_rank
+from lib.compression.one_shot import compress
+from lib.compression.ranks import evbmf_rank
 from lib.compression.vbmf import evbmf
-from lib.cost.operations import count_operations, totals
-from lib.models.vision.vgg import VGG
 
 
 def small_net(**options):
@@ -296,80 +293,3 @@ def test_a_kernel_that_is_not_finite_is_named_before_anything_changes(ranks):
     with pytest.raises(ValueError, match="layer '2': the kernel must be finite"):
         compress(model, ranks, inplace=True)
     assert list(map(type, model)) == before
-
-
-# --- helpers for baselines ---------------------------------------------------------------------------------
-
-
-def test_energy_rank():
-    left, right = (np.linalg.qr(np.random.RandomState(0).randn(n, 4))[0] for n in (6, 9))
-    matrix = left * np.sqrt([5.0, 3.0, 1.5, 0.5]) @ right.T  # of 10: 5, 8, 9.5, 10
-    expected = {0.4: 1, 0.5: 1, 0.51: 2, 0.8: 2, 0.9: 3, 0.96: 4}
-    assert {share: energy_rank(matrix, share) for share in expected} == expected
-    assert energy_rank(np.zeros((3, 4))) == 0
-    with pytest.raises(ValueError, match="share must be in"):
-        energy_rank(matrix, 0.0)
-
-
-def test_largest_within_a_budget():
-    def cost(model):
-        return sum(p.numel() for p in model.parameters())
-
-    def build(share):
-        return compress(small_net(), share, weights="fresh").model
-
-    budget = cost(build(0.5)) + 3
-    share = largest_within(build, cost, budget)
-    assert cost(build(share)) <= budget < cost(build(share + 0.07))
-    assert share >= 0.5
-    assert largest_within(build, cost, 10**9) == 1.0
-    with pytest.raises(ValueError, match="already costs"):
-        largest_within(build, cost, 10)
-
-
-def test_baselines_of_equal_cost():
-    def build(width=1.0):
-        return VGG(
-            stages=((16,), (32, 32)), hidden=(40,), num_classes=10, channels=1, input_size=16, width=width
-        )
-
-    def cost(model):
-        return int(totals(count_operations(model, (1, 1, 16, 16)))["macs"])
-
-    torch.manual_seed(0)
-    original = build()
-    how = dict(maps={"classifier.0": original.map})
-    compressed = compress(original, 0.4, **how)
-    found = equal_cost_baselines(original, compressed, build, cost, **how)
-    budget = cost(compressed.model)
-    assert list(found) == ["uniform ranks", "narrow", "structure"]
-    assert all(0.9 * budget < cost(model) <= budget for model in found.values())
-    # The same rule again: the same network, from the trained kernels.
-    x = torch.randn(2, 1, 16, 16)
-    torch.testing.assert_close(found["uniform ranks"].eval()(x), compressed.model.eval()(x))
-    shapes = [[p.shape for p in m.parameters()] for m in (found["structure"], compressed.model)]
-    assert shapes[0] == shapes[1]
-    core = "features.3.core.weight"
-    assert not torch.equal(found["structure"].state_dict()[core], compressed.model.state_dict()[core])
-    with pytest.raises(ValueError, match="already costs"):
-        equal_cost_baselines(original, compress(original, 0.05, **how), build, cost, low=0.3, **how)
-
-
-def test_gaussian_initialisation_keeps_the_variance_through_a_chain():
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
-    model = compress(plain, 0.5, skip=["0"], weights="fresh").model
-    with torch.no_grad():
-        for layer in model.modules():
-            if hasattr(layer, "bias") and layer.bias is not None:
-                layer.bias.fill_(1.0)
-    assert initialise_gaussian(model) is model
-    x = torch.randn(8, 64, 16, 16)[..., 2:-2, 2:-2]
-    for part, factor in ((model[1], 2.0), (model[0], 2.0)):
-        assert part(x)[..., 2:-2, 2:-2].var().item() == pytest.approx(factor, rel=0.3)
-    nn.init.kaiming_normal_(model[1].core.weight)  # a rectifier's factor where there is none: twice as much
-    assert model[1](x)[..., 2:-2, 2:-2].var().item() > 3
-    assert np.isclose(model[1].expand.bias.detach(), 0).all()
-    assert initialise_gaussian(model, 0.01)[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
-    with pytest.raises(ValueError, match="std must be positive, got 0"):
-        initialise_gaussian(model, 0.0)

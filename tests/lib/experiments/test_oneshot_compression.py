@@ -1,0 +1,303 @@
+"""The trained network's experiment: arms, streams, resuming, and the numbers made of its results."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lib.data.images import ImageSet
+from lib.experiments import oneshot_compression as oneshot
+from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
+from lib.models.vision.vgg import VGG
+
+SETTING = oneshot.Setting(
+    dataset="fashion-mnist-sample",
+    network="small",
+    channels=[4, 6, 8, 8],
+    hidden=8,
+    initial_std=0.05,
+    batch_size=8,
+    steps=4,
+    learning_rate=0.05,
+    weight_decay=0.005,
+    finetune_steps=2,
+    finetune_learning_rate=0.02,
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+    random = torch.Generator().manual_seed(0)
+    return {
+        split: ImageSet(
+            torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=random),
+            torch.randint(10, (count,), generator=random),
+            mean=0.5,
+            std=0.3,
+        )
+        for split, count in (("train", 16), ("test", 20))
+    }
+
+
+class WithDropout(oneshot.Setting):
+    """The small network with dropout, whose trainings draw random numbers, as AlexNet's do."""
+
+    def build(self, **options):
+        shape = {"channels": 1, "input_size": 28, "num_classes": 10}
+        return VGG(stages=((4,), (8,)), hidden=(8,), dropout=0.5, batch_norm=True, **shape, **options)
+
+
+# --- the setting -------------------------------------------------------------------------------------------
+
+
+def test_the_network_asked_for_is_built():
+    assert SETTING.image_shape == (1, 28, 28)
+    small = SETTING.build()
+    shapes = [tuple(m.weight.shape[:2]) for m in small.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(4, 1), (6, 4), (8, 6), (8, 8)] and small.classifier[-1].in_features == 8
+    with torch.device("meta"):
+        built = {n: dataclasses.replace(SETTING, network=n).build() for n in oneshot.NETWORKS}
+        half = SETTING.build(width=0.5)
+    types = {"small": VGG, "alexnet": AlexNet, "alexnet-one-tower": AlexNetOneTower, "vgg16": VGG}
+    assert {name: type(network) for name, network in built.items()} == types
+    assert built["vgg16"].input_shape == (3, 224, 224)
+    assert half.classifier[-1].in_features == 4
+
+
+def test_imagenet_is_cropped_scored_and_flipped_as_it_should_be():
+    setting = dataclasses.replace(SETTING, dataset="imagenet", network="alexnet")
+    assert setting.source.preprocessing.crop == 227 and setting.topk == 5 and setting.augmentation == {}
+    assert dataclasses.replace(setting, network="vgg16").source.preprocessing.crop == 224
+    assert SETTING.source is oneshot.DATA["fashion-mnist-sample"]
+    assert SETTING.topk == 1 and SETTING.augmentation == {"flip": True}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dataset": "cifar"}, "dataset must be one of fashion-mnist-sample, .*imagenet, got 'cifar'"),
+        ({"network": "resnet"}, "network must be one of small, alexnet, .*vgg16, got 'resnet'"),
+    ],
+)
+def test_what_is_unknown_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTING, **wrong)
+
+
+# --- training and scoring ----------------------------------------------------------------------------------
+
+
+def test_score_and_size_by_hand(images):
+    torch.manual_seed(0)
+    network = SETTING.build().eval()
+    logits = network(images["test"].tensor())
+    labels = images["test"].labels
+    rank = (logits > logits.gather(1, labels[:, None])).sum(1)  # of the label's logit, from 0
+    top1, top5 = ((rank < k).double().mean().item() * 100 for k in (1, 5))
+    assert 0 < top1 < top5 < 100
+    assert oneshot.score(network, images, SETTING) == pytest.approx(top1)
+    five = dataclasses.replace(SETTING, dataset="imagenet")
+    assert oneshot.score(network, images, five) == pytest.approx(top5)
+    size = oneshot.size(network, SETTING)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert size["weights"] == sum(m.weight.numel() for m in layers)
+    convolutions = [m.weight.numel() for m in layers if isinstance(m, nn.Conv2d)]
+    matrices = [m.weight.numel() for m in layers if isinstance(m, nn.Linear)]
+    places = (28 * 28, 14 * 14, 7 * 7, 7 * 7)
+    macs = sum(n * m for n, m in zip(convolutions, places, strict=True)) + sum(matrices)
+    assert size["multiply-accumulates"] == macs
+
+
+def test_seeds_and_arms_have_their_own_randomness(images):
+    """Another seed: other weights and batches. Another arm of one seed: other dropout, the same batches."""
+    setting = WithDropout(**dataclasses.asdict(SETTING))
+
+    def trained(seed, arm="original", start=0):
+        torch.manual_seed(start)
+        network = setting.build()
+        torch.manual_seed(99)  # whatever happened before a training must not matter
+        oneshot.train(network, images, setting, seed, arm, steps=2, peak=0.1)
+        return network.classifier[0].weight
+
+    assert torch.equal(trained(3), trained(3))
+    assert not torch.equal(trained(3), trained(4))
+    assert not torch.equal(trained(3), trained(3, arm="narrow, from scratch"))
+    first, again, other = (oneshot.trained_original(images, SETTING, seed).features[0] for seed in (1, 1, 2))
+    assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
+
+
+def test_fine_tuning_is_scored_six_times_an_epoch(images):
+    setting = dataclasses.replace(SETTING, batch_size=1)  # 16 steps an epoch
+    torch.manual_seed(0)
+    curve = oneshot.train(setting.build(), images, setting, 5, oneshot.COMPRESSED, steps=7, peak=0.01)
+    assert curve["step"].tolist() == [2, 4, 6, 7] and curve["epoch"].tolist() == [
+        2 / 16,
+        4 / 16,
+        6 / 16,
+        7 / 16,
+    ]
+    assert set(curve["arm"]) == {"EVBMF, fine-tuned"} and set(curve["seed"]) == {5}
+    whole = oneshot.train(setting.build(), images, setting, 5, "original", steps=90, peak=0.01)
+    assert whole["step"].tolist() == [80, 90]  # every five epochs, and at the end
+
+
+def with_directions(network: nn.Module, count: int) -> nn.Module:
+    """Every kernel becomes a sum of so many directions and a little noise."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            matrix = layer.weight.flatten(1)
+            signal = torch.randn(len(matrix), count) @ torch.randn(count, matrix.shape[1])
+            layer.weight.data = (signal + 0.05 * torch.randn(matrix.shape)).reshape(layer.weight.shape)
+    return network
+
+
+# --- arms --------------------------------------------------------------------------------------------------
+
+
+def test_arms_before_their_training(images, tmp_path):
+    setting = dataclasses.replace(SETTING, channels=[16, 16, 24, 24], hidden=32)
+    torch.manual_seed(0)
+    trained = with_directions(setting.build(), 3)
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
+    original = oneshot.trained_original(images, setting, 0, given=str(tmp_path / "trained.pt"))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(original.state_dict()[name], value), name
+
+    arms, report = oneshot.compressed_arms(original, setting, 0)
+    assert list(arms) == [
+        "EVBMF, fine-tuned",
+        "EVBMF on every layer, fine-tuned",
+        "uniform ranks, fine-tuned",
+        "narrow, from scratch",
+        "EVBMF structure, from scratch",
+    ]
+    assert report["output_rank"].tolist() == [3] * 6
+    assert report["kind"].tolist() == ["Tucker-1", *["Tucker-2"] * 4, "SVD"]
+    every, small = arms["EVBMF on every layer, fine-tuned"], arms["EVBMF, fine-tuned"]
+    assert isinstance(every.classifier[-1], nn.Sequential) and isinstance(small.classifier[-1], nn.Linear)
+    assert torch.equal(small.classifier[-1].weight, original.classifier[-1].weight)
+    budget = oneshot.size(small, setting)["multiply-accumulates"]
+    for arm in list(arms)[2:]:
+        assert oneshot.size(arms[arm], setting)["multiply-accumulates"] <= budget
+    narrow = torch.cat(
+        [p.flatten() for n, p in arms["narrow, from scratch"].named_parameters() if p.dim() > 1]
+    )
+    assert narrow.std().item() == pytest.approx(setting.initial_std, rel=0.1)
+    structure = arms["EVBMF structure, from scratch"].state_dict()
+    assert {n: p.shape for n, p in structure.items()} == {n: p.shape for n, p in small.state_dict().items()}
+    other, _ = oneshot.compressed_arms(original, setting, 1)
+    for arm in list(arms):  # random weights are those of the seed, decomposed ones the original's
+        first, new = (next(a[arm].parameters()) for a in (arms, other))
+        assert torch.equal(first, new) == arm.endswith("fine-tuned")
+
+
+@pytest.mark.parametrize(
+    ("network", "kinds"), [("alexnet-one-tower", ["Tucker-2", "SVD", "SVD"]), ("vgg16", ["kept"] * 3)]
+)
+def test_fully_connected_layers_of_the_large_networks(network, kinds):
+    """All of AlexNet's are compressed, none of VGG-16's; on networks with a tenth of the channels."""
+
+    class Thin(oneshot.Setting):
+        def build(self, width=1.0):
+            return {"alexnet-one-tower": AlexNetOneTower, "vgg16": VGG}[network](width=width / 10)
+
+    setting = Thin(**dataclasses.asdict(SETTING) | {"network": network, "dataset": "imagenet"})
+    torch.manual_seed(0)
+    original = with_directions(setting.build(), 5)
+    _, report = oneshot.compressed_arms(original, setting, 0)
+    assert report["kind"].tolist()[-3:] == kinds
+    assert report["kind"].tolist()[:2] == ["Tucker-1", "Tucker-2"]
+
+
+# --- a whole seed ------------------------------------------------------------------------------------------
+
+
+def test_a_killed_seed_goes_on_and_ends_with_the_same_numbers(images, tmp_path):
+    setting = WithDropout(**dataclasses.asdict(SETTING))
+    whole = oneshot.run_seed(images, setting, 0)
+    asked = []
+
+    def dying(name):
+        asked.append(name)
+        if len(asked) == 4:  # original and two fine-tunings are done
+            raise KeyboardInterrupt
+        return tmp_path / f"{name}.pt"
+
+    with pytest.raises(KeyboardInterrupt):
+        oneshot.run_seed(images, setting, 0, checkpoint=dying)
+    finished = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.name for path in finished} == {f"{name}.pt" for name in asked[:3]}
+    torch.rand(5)  # the second process is elsewhere in its random stream
+    resumed = oneshot.run_seed(images, setting, 0, checkpoint=lambda name: tmp_path / f"{name}.pt")
+    for ours, theirs in zip(resumed, whole, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    assert all(path.read_bytes() == content for path, content in finished.items())  # nothing trained again
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_the_results_of_a_seed(images):
+    results, curves, layers = oneshot.run_seed(images, SETTING, 7)
+    tuned = ["EVBMF", "EVBMF on every layer", "uniform ranks"]
+    expected = ["original", *(f"{arm}, {when}" for arm in tuned for when in ("right after", "fine-tuned"))]
+    expected += ["narrow, from scratch", "EVBMF structure, from scratch"]
+    assert results["arm"].tolist() == expected and set(results["seed"]) == {7}
+    assert results.set_index("arm")["share recovered in one epoch"].dropna().index.tolist() == [
+        f"{arm}, fine-tuned" for arm in tuned
+    ]
+    assert (results["accuracy"] % (100 / 20)).tolist() == [0.0] * len(results)  # twenty test images
+    by_arm = results.set_index("arm")
+    for arm in tuned:
+        curve = curves[curves["arm"] == f"{arm}, fine-tuned"]
+        assert curve["epoch"].tolist() == [0.0, 0.5, 1.0]
+        assert curve["accuracy"].iloc[0] == by_arm.loc[f"{arm}, right after", "accuracy"]
+        assert curve["accuracy"].iloc[-1] == by_arm.loc[f"{arm}, fine-tuned", "accuracy"]
+    assert layers["layer"].tolist()[0] == "features.0" and set(layers["seed"]) == {7}
+
+
+# --- numbers of the results --------------------------------------------------------------------------------
+
+
+def test_the_share_recovered():
+    curve = pd.DataFrame({"epoch": [0.5, 1.0, 1.5], "accuracy": [60.0, 75.0, 90.0]})
+    assert oneshot.recovered(curve, before=90, after=40) == pytest.approx(35 / 50)
+    assert oneshot.recovered(curve, before=75.5, after=75) == 0  # a loss below a point counts as one
+    assert oneshot.recovered(curve, before=75.5, after=74.5) == pytest.approx(0.5)
+    late = pd.DataFrame({"epoch": [2.0, 3.0], "accuracy": [80.0, 85.0]})
+    assert oneshot.recovered(late, before=90, after=40) == pytest.approx(40 / 50)
+
+
+@pytest.fixture
+def results():
+    arms = {"original": (90, 94), "EVBMF, right after": (40, 60), "EVBMF, fine-tuned": (80, 90)}
+    arms["narrow, from scratch"] = (70, 74)
+    rows = []
+    for arm, (first, second) in arms.items():
+        macs, weights = (4000, 900) if arm == "original" else (1000, 300)
+        share = 0.5 if arm == "EVBMF, fine-tuned" else float("nan")
+        for seed, accuracy in ((0, first), (1, second)):
+            rows.append((arm, seed, macs * (seed + 1), weights, accuracy, share))
+    columns = ["arm", "seed", "multiply-accumulates", "weights", "accuracy", "share recovered in one epoch"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_what_the_rules_ask_for(results):
+    measured = oneshot.measured(results)
+    assert measured["multiply-accumulates"] == {"original": [4000, 8000], "EVBMF, fine-tuned": [1000, 2000]}
+    assert measured["weights"] == {"original": [900, 900], "EVBMF, fine-tuned": [300, 300]}
+    assert measured["accuracy"]["EVBMF, right after"] == [40, 60] and len(measured["accuracy"]) == 4
+    assert measured["share recovered in one epoch"] == {"EVBMF, fine-tuned": [0.5, 0.5]}
+
+
+def test_means_and_the_texts_numbers(results):
+    means = oneshot.means_by_arm(results)
+    assert means.index.tolist() == list(dict.fromkeys(results["arm"]))
+    assert means.loc["original"].tolist()[:3] == [92, 6.0, 0.9]
+    layers = pd.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "output_rank": [5, 9, 2, 7, 1, 4]})
+    numbers = oneshot.numbers_for_the_text(results, layers)
+    assert numbers == {
+        "original": 92, "evbmf-right-after": 50, "evbmf-fine-tuned": 85, "narrow-from-scratch": 72,
+        "small-multiply-accumulates": 4, "small-weights": 3, "right-after-low": 40, "right-after-high": 60,
+        "first-low": 5, "first-high": 7, "last-low": 2, "last-high": 4,
+    }  # fmt: skip
