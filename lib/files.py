@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+#: The repository that this `lib` belongs to.
 ROOT = Path(__file__).resolve().parents[1]
-"""The repository that this `lib` belongs to."""
 
 
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:

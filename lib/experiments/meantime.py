@@ -31,18 +31,16 @@ from lib.training.recommenders import Popularity, Recommender, mean_head_overlap
 
 SOURCES = {"ml-100k": ML_100K, "ml-1m": ML_1M, "ml-20m": ML_20M, "beauty": BEAUTY, "game": VIDEO_GAMES}
 
+#: Controls: as many heads, one kind of temporal embedding in all of them.
 ONE_KIND = ("MEANTIME p-p-p-p", "MEANTIME l-l-l-l")
-"""Controls: as many heads, one kind of temporal embedding in all of them."""
 
 ARMS = ("MEANTIME", "BERT4Rec", "TiSASRec", "SASRec", "MARank", *ONE_KIND)
 
+#: Data sets whose items the authors' program numbers as `lib.data.interactions` does, by ascending id. It
+#: numbers them in the order of a Python set. Small integers come out of one in ascending order as long as its
+#: table has a place for each; ML-20M's ids are larger than that table, and the order of Amazon's ids, which
+#: are strings, is another in each process. A file of weights does not say which item a row belongs to.
 NUMBERED_ALIKE = ("ml-100k", "ml-1m")
-"""Data sets whose items the authors' program numbers as `lib.data.interactions` does, by ascending id.
-
-It numbers them in the order of a Python set. Small integers come out of one in ascending order as long as its
-table has a place for each; ML-20M's ids are larger than that table, and the order of Amazon's ids, which are
-strings, is another in each process. A file of weights does not say which item a row belongs to.
-"""
 
 
 def source_of(dataset: str):

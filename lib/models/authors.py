@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lib.listing import first_few
 
+#: Path of a file that torch saved, or what such a file holds.
 Source = str | os.PathLike | Mapping
-"""Path of a file that torch saved, or what such a file holds."""
 
 
 def contents(source: Source) -> object:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+#: Widest code: a byte.
 MOST = 8
-"""Widest code: a byte."""
 
 
 def checked_bits(bits: object, least: int = 1, *, name: str = "bits", optional: bool = False) -> int | None:

@@ -18,8 +18,8 @@ from lib.quantization.quantizer import Grid, Quantizer
 from lib.quantization.rounding import fake_quantize
 from lib.quantization.uniform import Uniform
 
+#: h-swish at x = −1.5: its lowest value, and where its grid begins.
 HSWISH_MINIMUM = -0.375
-"""h-swish at x = −1.5: its lowest value, and where its grid begins."""
 
 GRIDS = ("unsigned", "symmetric", "hswish", "weight")
 ACTIVATIONS = {None: nn.Identity(), "relu": F.relu, "relu6": F.relu, "hswish": F.hardswish}

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Elements searched for large values at a time: picking them out again wants the block still in the cache.
 SCAN = 1 << 16
-"""Elements searched for large values at a time: picking them out again wants the block still in the cache."""
 
+#: Elements of the sample that bounds the split.
 SAMPLE = 1 << 14
-"""Elements of the sample that bounds the split."""
 
 
 def large_count(count: int, ratio: float) -> int:

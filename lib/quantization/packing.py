@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lib.quantization.bits import checked_bits
 
+#: Codes that share their bytes.
 PLANES = 8
-"""Codes that share their bytes."""
 
 
 def packed_bytes(count: int, bits: int) -> int:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+#: Elements worked on at a time on a CPU: what a block needs stays in the second-level cache.
 BLOCK = 65536
-"""Elements worked on at a time on a CPU: what a block needs stays in the second-level cache."""
 
+#: Smallest step: a learned one that crosses zero is held here, its gradient is not.
 EPSILON = 1e-8
-"""Smallest step: a learned one that crosses zero is held here, its gradient is not."""
 
 
 def fake_quantize(
@@ -77,8 +77,8 @@ def fake_quantize(
     return _FakeQuantize.apply(x, step, offset, out_step, out_offset, clip, low, high, tied)
 
 
+#: What `_FakeQuantize` takes after ``x``, in this order: what a gradient can be asked of.
 _SCALES = ("step", "offset", "out_step", "out_offset", "clip")
-"""What `_FakeQuantize` takes after ``x``, in this order: what a gradient can be asked of."""
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -44,12 +44,12 @@ BnInput = Literal["packed", "recomputed", "exact"]
 
 CONVOLUTIONS = {f"conv{d}d" for d in (1, 2, 3)}
 POOLS = {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for d in (1, 2, 3)}
+#: What is done to what a function of torch saves, by the function's name.
 KINDS = (
     dict.fromkeys(CONVOLUTIONS | POOLS | {f"conv_transpose{d}d" for d in (1, 2, 3)} | {"linear"}, "map")
     | dict.fromkeys(("relu", "relu_"), "relu")
     | {"batch_norm": "norm"}
 )
-"""What is done to what a function of torch saves, by the function's name."""
 
 
 class PackedActivations(TorchFunctionMode):

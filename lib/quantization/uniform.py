@@ -8,10 +8,10 @@ from torch import Tensor
 from lib.quantization.quantizer import Grid, Quantizer
 from lib.quantization.rounding import EPSILON, fake_quantize
 
+#: Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best.
 SHARES = torch.logspace(-2, 0, 17)
-"""Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best."""
+#: Elements at most that the least-squares search looks at, evenly spread over the tensor.
 SEARCHED = 1 << 14
-"""Elements at most that the least-squares search looks at, evenly spread over the tensor."""
 
 
 class Uniform(Quantizer):

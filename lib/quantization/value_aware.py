@@ -38,8 +38,8 @@ from lib.quantization.rounding import straight_through
 
 GridName = Literal["unsigned", "relu", "signed"]
 
+#: Elements worked on at a time on a CPU: block and buffers stay in the second-level cache.
 BLOCK = 1 << 18
-"""Elements worked on at a time on a CPU: block and buffers stay in the second-level cache."""
 
 
 def stored_bits(

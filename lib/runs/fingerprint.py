@@ -36,14 +36,14 @@ from lib.files import ROOT, file_hash, syntax_digest
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import PLACES, RequestError, suggest
 
+#: Rooms that produce no numbers, but for `METHOD`.
 PRESENTATION = ("lib.run", "lib.runs", "lib.chapter", "lib.ledger")
-"""Rooms that produce no numbers, but for `METHOD`."""
 
+#: Modules of those rooms that do: intervals are also drawn and tested as a method.
 METHOD = ("lib.ledger.intervals",)
-"""Modules of those rooms that do: intervals are also drawn and tested as a method."""
 
+#: Packages that show what was measured.
 DRAWING = frozenset({"IPython", "matplotlib", "myst_nb", "seaborn", "tqdm"})
-"""Packages that show what was measured."""
 
 
 # --- code --------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lib.files import replacing
 
+#: Of the file: raised when older checkpoints cannot be continued.
 FORMAT = 2
-"""Of the file: raised when older checkpoints cannot be continued."""
 
 
 class Stateful(Protocol):

@@ -18,8 +18,8 @@ from lib.training.checkpoints import Stateful
 
 logger = logging.getLogger("lib.training.loop")
 
+#: Steps between two rows of training losses where nothing is evaluated.
 LOG_EVERY = 500
-"""Steps between two rows of training losses where nothing is evaluated."""
 
 
 @dataclass
