@@ -30,6 +30,7 @@ from lib.quantization.dorefa import DoReFaWeight
 from lib.quantization.laplace import Laplace
 from lib.quantization.lsq import LSQ
 from lib.quantization.pact import PACT
+from lib.streams import stream_seed
 from lib.training.classifiers import ImageClassifier
 from lib.training.language_models import LanguageModelling
 from lib.training.loop import fit, warmup_cosine
@@ -123,8 +124,12 @@ def image_batches(
 
 
 def text_batches(tokens: Tensor, batch_size: int, length: int, *, seed: int) -> TextBatches:
-    """Training batches of a text that begins, and is cut into streams, at another place for each seed."""
-    return TextBatches(tokens.roll(-seed * 10_007), batch_size=batch_size, length=length)
+    """Training batches of a text that begins, and is cut into streams, at another place for each seed.
+
+    What stands before that place comes at the end.
+    """
+    start = stream_seed(seed, "first token") % len(tokens)
+    return TextBatches(tokens.roll(-start), batch_size=batch_size, length=length)
 
 
 def image_arm(trained: ResNet, arm: str, sample: Tensor) -> ResNet:

@@ -1,6 +1,7 @@
 """Arms of Precision Highway: what each rounds, on which batches it is trained, and that only once."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from lib.data.text import Corpus, TextBatches
 from lib.experiments.precision_highway import (
     IMAGE_ARMS,
     LSTM_ARMS,
+    PICTURES,
+    TEXTS,
     data_sets,
     data_table,
     image_arm,
@@ -31,6 +34,7 @@ from lib.quantization.laplace import Laplace
 from lib.quantization.lsq import LSQ
 from lib.quantization.pact import PACT
 from lib.quantization.quantizer import Quantizer
+from lib.runs.request import read_chapter
 from lib.training.loop import seeded
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
@@ -68,6 +72,18 @@ def test_data_sets_by_name():
         data_sets("cifar", "ptb")
     with pytest.raises(ValueError, match="expected one of state-of-the-union, .*, got 'imagenet'"):
         data_sets("imagenet", "imagenet")
+
+
+def test_a_run_reads_the_data_that_it_is_named_by():
+    """The front matter, by which a run's data are identified, names the data sets that cells load."""
+    entries = read_chapter("precision_highway").metadata["companion"]["data"]
+    named = {parameter: choices for entry in entries for parameter, choices in entry.items()}
+    assert named.keys() == {"dataset", "text"}
+    for parameter, known in (("dataset", PICTURES), ("text", TEXTS)):
+        assert named[parameter].keys() == known.keys()
+        for name, source in named[parameter].items():
+            module, _, attribute = source.partition(":")
+            assert getattr(importlib.import_module(module), attribute) is known[name]
 
 
 def test_the_table_of_data_by_hand():
@@ -113,7 +129,9 @@ def test_each_seed_reads_the_whole_text_from_another_place():
         assert torch.equal(read, torch.cat([again.batch(s)["tokens"] for s in range(10)], dim=1).flatten())
         assert torch.equal(read[1:], (read[:-1] + 1) % 401)  # in order, and on at the beginning
         starts.append(read[0].item())
-    assert len(set(starts)) == 4
+    assert len(set(starts)) == 4 and max(starts) - min(starts) > 100
+    with pytest.raises(ValueError, match="41 tokens do not fill 4 streams of 11 tokens"):
+        text_batches(torch.arange(41), 4, 11, seed=2**32 - 1)
 
 
 # --- arms ---
