@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from PIL import Image
 from lib.data.dataset import DataSet
 from lib.data.imagenet import ImageFolder
 from lib.data.images import ImageSet
-from lib.data.text import Corpus, TextBatches
+from lib.data.text import Corpus
+from lib.experiments import precision_highway as experiment
 from lib.experiments.precision_highway import (
     IMAGE_ARMS,
     LSTM_ARMS,
@@ -201,13 +203,15 @@ def test_an_arm_is_a_copy_with_the_same_weights():
 
 
 class Watched:
-    """Batches that keep which steps were asked for."""
+    """Batches that keep which steps were asked for, and break down at one."""
 
-    def __init__(self, batches):
-        self.batches, self.asked = batches, []
+    def __init__(self, batches, *, breaks_at: int | None = None):
+        self.batches, self.breaks_at, self.asked = batches, breaks_at, []
         self.inputs = getattr(batches, "inputs", None)
 
     def batch(self, step):
+        if step == self.breaks_at:
+            raise KeyboardInterrupt
         self.asked.append(step)
         return self.batches.batch(step)
 
@@ -251,23 +255,28 @@ def test_a_text_is_learned(arm):
     assert torch.nn.functional.cross_entropy(model(text[None, :60])[0][0], text[1:61]).item() < 0.5 * start
 
 
-@pytest.mark.parametrize("what", ["images", "text"])
-def test_a_finished_arm_is_not_trained_again(what, tmp_path):
-    def train(batches):
-        options = {"steps": 4, "learning_rate": 0.05, "fabric": FABRIC, "name": "an arm"}
-        options["checkpoint"] = tmp_path / "arm.pt"
-        if what == "images":
-            arm = image_arm(network(), "highway W2A2", pictures().tensor(slice(0, 16)))
-            return train_images(arm, batches, **options)
-        return train_text(
-            lstm_arm(language_model(), "conventional", TOKENS[:40].view(4, 10)), batches, **options
-        )
+def trained_arm(arm: str, batches, checkpoint):
+    """An arm of pictures or of the text after four steps."""
+    options = {"steps": 4, "learning_rate": 0.05, "fabric": FABRIC, "name": arm, "checkpoint": checkpoint}
+    if arm in LSTM_ARMS:
+        return train_text(lstm_arm(language_model(), arm, TOKENS[:40].view(4, 10)), batches, **options)
+    sample = pictures().tensor(slice(0, 16))
+    return train_images(image_arm(network().eval(), arm, sample), batches, **options)
 
-    batches = image_batches(pictures(), 16, seed=0)
-    if what == "text":
-        batches = TextBatches(TOKENS, batch_size=4, length=10)
-    first, watched = train(batches), Watched(batches)
-    again = train(watched)
-    assert watched.asked == []
-    state = again.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+@pytest.mark.parametrize("arm", ["highway W2A2", "PACT and DoReFa W2A2", "conventional"])
+def test_an_arm_is_trained_once_and_goes_on_where_it_was_cut_off(arm, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "fit", partial(experiment.fit, checkpoint_seconds=0))
+    text = arm in LSTM_ARMS
+    batches = text_batches(TOKENS, 4, 10, seed=0) if text else image_batches(pictures(), 16, seed=0)
+    whole = trained_arm(arm, batches, tmp_path / "whole.pt").state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        trained_arm(arm, Watched(batches, breaks_at=3), tmp_path / "cut off.pt")
+    rest = Watched(batches)
+    state = trained_arm(arm, rest, tmp_path / "cut off.pt").state_dict()
+    assert rest.asked == [3]
+    assert all(torch.equal(value, state[name]) for name, value in whole.items())
+    none = Watched(batches)
+    state = trained_arm(arm, none, tmp_path / "whole.pt").state_dict()
+    assert none.asked == []
+    assert all(torch.equal(value, state[name]) for name, value in whole.items())
