@@ -45,6 +45,30 @@ def test_on_the_highway_only_the_operands_of_products_are_quantised():
     assert len(conventional(x, (h, c))[0].unique()) <= 7
 
 
+def test_the_conventional_step_by_hand():
+    """Gates on the levels 0, 1/3, 2/3 and 1, all else on −r, 0 and r; to round less would be seen."""
+    layer = lstm(gate_bits=2, state_bits=2)
+    for name, largest in (("candidate", 0.6), ("cell", 1.2), ("output", 0.5)):
+        getattr(layer, f"quantize_{name}").initialise(torch.tensor([largest]))
+
+    def nearest(x, levels):
+        return torch.tensor(levels)[(x[..., None] - torch.tensor(levels)).abs().argmin(dim=-1)]
+
+    gates, c = torch.randn(5, 24) * 2, torch.randn(5, 6)
+    i, f, g, o = gates.chunk(4, dim=1)
+    i, f, o = (nearest(torch.sigmoid(gate), [0, 1 / 3, 2 / 3, 1]) for gate in (i, f, o))
+    cell = nearest(f * c + i * nearest(torch.tanh(g), [-0.6, 0, 0.6]), [-1.2, 0, 1.2])
+    output = nearest(o * torch.tanh(cell), [-0.5, 0, 0.5])
+    found = layer.step(gates, c)
+    assert torch.allclose(found[0], output, atol=1e-6) and torch.allclose(found[1], cell, atol=1e-6)
+    for name in ("gates", "candidate", "cell", "output"):
+        quantizer = getattr(layer, f"quantize_{name}")
+        quantizer.bits = None
+        changed = layer.step(gates, c)
+        assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(found, changed, strict=True)), name
+        quantizer.bits = 2
+
+
 @pytest.mark.parametrize(("gate_bits", "state_bits"), [(None, None), (2, 2)])
 def test_a_remembered_cell_is_exact_on_the_highway_and_rounded_once_without(gate_bits, state_bits):
     """f = 1 and i = 0: c never changes. Fixed grids leave their own levels alone."""
@@ -98,3 +122,16 @@ def test_the_model_that_is_quantised_is_left_as_it_was():
     quantize_language_model(model, torch.randint(30, (4, 12)), weight_bits=2, input_bits=4, **options)
     assert model.training and not model.dropout.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_ranges_are_measured_without_dropout():
+    torch.manual_seed(0)
+    model, tokens = LSTMLanguageModel(30, hidden_size=8, dropout=0.5), torch.randint(30, (4, 12))
+    options = {"weights": Laplace, "values": lambda bits, signed: LSQ(bits, signed=signed)}
+    found = [
+        quantize_language_model(model.train(mode), tokens, weight_bits=2, input_bits=4, **options)
+        for mode in (True, False)
+    ]
+    for training, evaluation in zip(found[0].layers, found[1].layers, strict=True):
+        assert torch.equal(training.quantize_input.step, evaluation.quantize_input.step)
+        assert torch.equal(training.quantize_hidden.step, evaluation.quantize_hidden.step)
