@@ -1,7 +1,7 @@
-"""How fast a network can run: the roofline of this machine, and of an accelerator with memory on its chip.
+"""How fast a network can run: the roofline of a machine, and of an accelerator with memory on its chip.
 
 Williams, Waterman and Patterson, "Roofline", CACM 2009: time is at least operations over peak and bytes over
-bandwidth. `measured_roofline` measures both ceilings by a large matrix product and a large copy.
+bandwidth.
 
 Park et al., "Deep Learning Inference in Facebook Data Centers", 2018, ask how much on-chip memory an
 accelerator of 100 Top/s wants. Their allocation of tensors is said to be greedy; its details could not be
@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from lib.cost.activations import trace
-from lib.cost.latency import paired_latency
 from lib.cost.operations import count_operations
 
 
@@ -35,63 +33,9 @@ class Roofline:
         if not (self.operations_per_second > 0 and self.bytes_per_second > 0):
             raise ValueError(f"ceilings must be positive, got {self}")
 
-    @property
-    def ridge(self) -> float:
-        """Operations per byte from which on the machine computes rather than waits for memory."""
-        return self.operations_per_second / self.bytes_per_second
-
     def attainable(self, intensity: float | np.ndarray) -> np.ndarray:
         """Operations per second at most, at so many operations per byte."""
         return np.minimum(self.operations_per_second, np.asarray(intensity) * self.bytes_per_second)
-
-    def seconds(self, operations: float | np.ndarray, moved: float | np.ndarray) -> np.ndarray:
-        """Time at least, for so many operations and bytes, computed and moved at the same time."""
-        return np.maximum(
-            np.asarray(operations) / self.operations_per_second, np.asarray(moved) / self.bytes_per_second
-        )
-
-
-def measured_roofline(
-    *,
-    size: int = 1024,
-    copied: int = 2**28,
-    dtype: torch.dtype = torch.float32,
-    repeats: int = 10,
-    threads: int = 1,
-) -> Roofline:
-    """The ceilings of this processor: best of several square matrix products, best of several copies.
-
-    Parameters
-    ----------
-    size
-        Of the matrices; 2·size³ operations.
-    copied
-        Bytes of the buffer that is copied, each read and written once. It must exceed the last-level cache,
-        or the cache is measured. Twice as much memory is taken.
-    dtype
-        Of the matrices.
-    repeats
-        Of each, after one that is not counted.
-    threads
-        Of torch.
-
-    Raises
-    ------
-    ValueError
-        If ``size`` or ``copied`` is not positive.
-    """
-    if min(size, copied) < 1:
-        raise ValueError(f"size and copied must be positive, got {size} and {copied}")
-    a = torch.randn(size, size).to(dtype)
-    b, out = torch.randn(size, size).to(dtype), torch.empty(size, size, dtype=dtype)
-    source, target = torch.zeros(copied, dtype=torch.uint8), torch.zeros(copied, dtype=torch.uint8)
-    functions = {"product": lambda: torch.mm(a, b, out=out), "copy": lambda: target.copy_(source)}
-    best = (
-        paired_latency(functions, repeats=repeats, warmup=1, threads=threads)
-        .groupby("function")["milliseconds"]
-        .min()
-    )
-    return Roofline(float(2e3 * size**3 / best["product"]), float(2e3 * copied / best["copy"]))
 
 
 @dataclass(frozen=True)

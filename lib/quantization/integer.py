@@ -3,8 +3,8 @@
 Affine quantisers, and the product of unsigned activations with signed weights, accumulated in 32 or in 16
 bits. From Park et al., *Deep Learning Inference in Facebook Data Centers* (arXiv:1811.09886) and the public
 FBGEMM library of the same team. Everything here is exact: values are checked against 64-bit integers, and the
-16-bit path against a real processor without VNNI. Not here: fast kernels (`lib.experiments.kernel_times`
-times torch's).
+16-bit path against a real processor without VNNI. Not here: fast kernels
+(`lib.experiments.facebook_inference_kernels` times torch's).
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lib.quantization.bits import checked_bits
+from lib.quantization.quantizer import check_data
 
 INT16 = (-(2**15), 2**15 - 1)
 PAIR = 2  # products that vpmaddubsw adds before anything else happens
@@ -56,7 +59,7 @@ class AffineQuantizer:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Nearest integers (halves to even), clamped: int8 if signed, else uint8, in the shape of `x`."""
-        _check_values(x)
+        check_data(x, "AffineQuantizer")
         scale, zero = self._shaped(self.scale, x.ndim), self._shaped(self.zero_point, x.ndim)
         q = torch.round(x.double() / scale).add_(zero).clamp_(*self.limits)
         return q.to(torch.int8 if self.signed else torch.uint8)
@@ -94,7 +97,7 @@ def affine_quantizer(
     ValueError
         Bits out of range, a range that is not finite or upside down, symmetric but unsigned.
     """
-    _check_bits(bits)
+    checked_bits(bits, 2)
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
     if low.ndim != (axis is not None) or low.shape != high.shape:
         raise ValueError(f"one range per tensor or (channels,) with an axis, got {tuple(low.shape)}, {axis}")
@@ -196,12 +199,6 @@ def _saturating_sums(a: Tensor, w: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor
     return total, cut
 
 
-def safe_products(bits: int) -> int:
-    """How many products of any uint8 with any weight of `bits` bits a 16-bit sum holds, at worst."""
-    _check_bits(bits)
-    return INT16[1] // (255 * 2 ** (bits - 1))
-
-
 def affine_gemm(
     activation: Tensor,
     weight: Tensor,
@@ -241,18 +238,6 @@ def affine_gemm(
         bracket += weight.shape[1] * zero_x * zero_w
     bracket *= activation_quantizer.scale * weight_quantizer.scale
     return bracket.float()
-
-
-def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be in 2..8, got {bits}")
-
-
-def _check_values(x: Tensor) -> None:
-    if not x.is_floating_point() or x.numel() == 0:
-        raise ValueError(f"expected real numbers, at least one, got {x.dtype} of shape {tuple(x.shape)}")
-    if not x.isfinite().all():
-        raise ValueError("expected finite numbers, got NaN or infinity")
 
 
 def _check_operands(activation: Tensor, weight: Tensor) -> None:

@@ -8,6 +8,7 @@ only the scales are real numbers.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -140,7 +141,7 @@ def fold(network: nn.Sequential) -> nn.Sequential:
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"expected a chain of layers (nn.Sequential), got {type(network).__name__}")
     folded: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in network.eval().named_children():
+    for name, module in copy.deepcopy(network).eval().named_children():
         previous = next(reversed(folded.values()), None)
         if isinstance(module, nn.BatchNorm2d):
             if not isinstance(previous, nn.Conv2d):

@@ -122,7 +122,11 @@ class TranslationModel(nn.Module):
     def greedy(
         self, source: Tensor, lengths: Tensor | None = None, *, start: int, end: int, max_length: int
     ) -> Tensor:
-        """Most probable next tokens (B, ≤ max_length), ``end`` from where a sentence has ended."""
+        """Most probable next tokens (B, ≤ max_length), ``end`` from where a sentence has ended.
+
+        The paper's translators decode by beam search, of which this is the beam of width one. It is part of
+        the model; its chapter counts and times single steps, and decodes no sentence.
+        """
         memory, state = self.encode(source, lengths)
         token = torch.full((len(source), 1), start, device=source.device)
         done = torch.zeros_like(token, dtype=torch.bool)

@@ -3,8 +3,7 @@
 Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019
 (arXiv 1906.00091): dense features pass a bottom MLP, each categorical feature sums rows of its embedding
 table, both interact (concatenation, or dot products of all pairs), a top MLP gives the click probability. RM1
-to RM3 are the configurations of Gupta et al., "DeepRecSys", ISCA 2020 (their published JSON files);
-`dlrm_benchmark` is the benchmark script of the DLRM repository.
+to RM3 are the configurations of Gupta et al., "DeepRecSys", ISCA 2020 (their published JSON files).
 
 Tables of many gigabytes are counted on the meta device (``with torch.device("meta")``); to run a model, give
 its tables fewer rows.
@@ -87,18 +86,8 @@ class DLRM(nn.Module):
         rows, columns = self.pairs
         return torch.cat([features[0], products[:, rows, columns]], dim=1)
 
-    def requests(self, batch_size: int, *, alpha: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Made-up inputs: normal dense features, and independent indices with Zipf popularity.
-
-        Parameters
-        ----------
-        batch_size
-            B.
-        alpha
-            The k-th most popular row of a table is read with probability ∝ k^−alpha; 0 is uniform. Rows of
-            similar popularity are far apart in the table.
-        seed
-            Of torch's generator.
+    def requests(self, batch_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Made-up inputs: normal dense features, and independent uniform indices.
 
         Returns
         -------
@@ -106,17 +95,11 @@ class DLRM(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         dense = torch.randn(batch_size, self.bottom[0].in_features, generator=generator, device="cpu")
-        indices = []
-        for table in self.tables:
-            rows = table.num_embeddings
-            shape = (batch_size, self.lookups)
-            if alpha == 0:
-                indices.append(torch.randint(rows, shape, generator=generator, device="cpu"))
-                continue
-            mass = torch.arange(1, rows + 1, dtype=torch.float64, device="cpu").pow(-alpha).cumsum(0)
-            draw = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") * mass[-1]
-            rank = torch.searchsorted(mass, draw).clamp_(max=rows - 1)
-            indices.append(rank * 2_654_435_761 % rows)  # a prime: a permutation of the rows
+        shape = (batch_size, self.lookups)
+        indices = [
+            torch.randint(table.num_embeddings, shape, generator=generator, device="cpu")
+            for table in self.tables
+        ]
         return dense, torch.stack(indices)
 
 
@@ -133,17 +116,6 @@ def rm2(*, table_rows: int = 500_000) -> DLRM:
 def rm3(*, table_rows: int = 2_000_000) -> DLRM:
     """RM3: 10 tables of 32 columns with 20 lookups each: the heaviest in fully connected layers."""
     return DLRM(bottom=(2560, 1024, 256, 32), top=(512, 256, 1), table_rows=(table_rows,) * 10, lookups=20)
-
-
-def dlrm_benchmark(*, table_rows: int = 1_000_000) -> DLRM:
-    """The benchmark script of the DLRM repository: 8 tables of 64 columns, 100 lookups, dot products."""
-    return DLRM(
-        bottom=(512, 512, 64),
-        top=(1024, 1024, 1024, 1),
-        table_rows=(table_rows,) * 8,
-        lookups=100,
-        interaction="dot",
-    )
 
 
 def _perceptron(sizes: Sequence[int], last: nn.Module) -> nn.Sequential:

@@ -1,7 +1,7 @@
-"""ShuffleNet v1, and a reconstruction of a text detector with such a backbone.
+"""The unit of ShuffleNet v1, and a reconstruction of a text detector with such a backbone.
 
 Zhang, Zhou, Lin and Sun, "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile
-Devices", CVPR 2018 (arXiv 1707.01083), Table 1 and Figure 2.
+Devices", CVPR 2018 (arXiv 1707.01083), Figure 2 and the units per stage of Table 1.
 
 `ShuffleDetector` is a **hypothesis**. Park et al. 2018 characterise a "Faster-RCNN-Shuffle" that was
 never published. The channels come from the shapes which the authors' library FBGEMM is tuned for; groups,
@@ -14,14 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Output channels of the three stages at width 1, by the groups of the 1×1 convolutions (Table 1).
-CHANNELS = {
-    1: (144, 288, 576),
-    2: (200, 400, 800),
-    3: (240, 480, 960),
-    4: (272, 544, 1088),
-    8: (384, 768, 1536),
-}
 #: Units per stage.
 REPEATS = (4, 8, 4)
 
@@ -66,55 +58,6 @@ class ShuffleUnit(nn.Module):
         if self.pool is None:
             return self.relu(made + x)
         return self.relu(torch.cat([self.pool(x), made], dim=1))
-
-
-class ShuffleNet(nn.Module):
-    """Images (B, 3, H, W) to logits (B, classes).
-
-    Parameters
-    ----------
-    groups
-        Of the 1×1 convolutions: 1, 2, 3, 4 or 8.
-    width
-        Factor on the channels, the paper's "s×"; the stem keeps its 24.
-    num_classes
-        Outputs.
-
-    Raises
-    ------
-    ValueError
-        For another number of groups, or channels that do not divide into them.
-    """
-
-    def __init__(self, *, groups: int = 3, width: float = 1.0, num_classes: int = 1000) -> None:
-        super().__init__()
-        if groups not in CHANNELS:
-            raise ValueError(f"groups must be one of {', '.join(map(str, CHANNELS))}, got {groups}")
-        stages = [round(channels * width) for channels in CHANNELS[groups]]
-        if any(channels % (4 * groups) for channels in stages) or not num_classes > 0:
-            raise ValueError(f"channels {stages} must divide by 4·groups = {4 * groups}")
-        self.stem = _stem(24)
-        inputs = 24
-        for stage, outputs in enumerate(stages):
-            units = []
-            for index in range(REPEATS[stage]):
-                units.append(
-                    ShuffleUnit(
-                        inputs,
-                        outputs,
-                        stride=2 if index == 0 else 1,
-                        groups=groups,
-                        # the 24 channels of the stem are too few to be grouped
-                        first_groups=1 if stage == index == 0 else groups,
-                        width=outputs // 4,
-                    )
-                )
-                inputs = outputs
-            self.add_module(f"stage{stage + 2}", nn.Sequential(*units))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.stage4(self.stage3(self.stage2(self.stem(images)))))
 
 
 class ShuffleDetector(nn.Module):

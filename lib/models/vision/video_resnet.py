@@ -1,12 +1,13 @@
-"""Residual networks for video: ResNeXt3D and the channel-separated networks.
+"""Residual networks for video with channel-separated convolutions.
 
 Tran, Wang, Torresani and Feiszli, "Video Classification with Channel-Separated Convolutional Networks", ICCV
 2019 (arXiv 1904.02811): bottlenecks whose 3×3×3 convolution is depthwise, "interaction-reduced" (ir-CSN), or
-after one more 1×1×1 convolution, "interaction-preserved" (ip-CSN). With groups of several channels instead it
-is a ResNeXt in three dimensions. Stem and strides as in the authors' code (VMZ) and in ClassyVision.
+after one more 1×1×1 convolution, "interaction-preserved" (ip-CSN). Stem and strides as in the authors' code
+(VMZ).
 
 Park et al. 2018 characterise a "ResNeXt3D-101" by a few printed figures; `ir_csn` 101 is the public
-network that comes nearest. That it is theirs is a hypothesis.
+network that comes nearest. That it is theirs is a hypothesis; `ip_csn` 101 is another reading of the same
+cells, which the chapter's ledger lists.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class VideoBottleneck(ResidualBlock):
-    """1×1×1, 3×3×3 (in groups) and 1×1×1 convolutions and a skip connection.
+    """1×1×1, depthwise 3×3×3 and 1×1×1 convolutions and a skip connection.
 
     Parameters
     ----------
@@ -31,29 +32,25 @@ class VideoBottleneck(ResidualBlock):
         Inside; the output has four times as many.
     stride
         Of the 3×3×3 convolution, in time, height and width alike.
-    groups
-        Of the 3×3×3 convolution; ``channels`` makes it depthwise.
     preserve_interaction
         A 1×1×1 convolution with normalisation before the 3×3×3.
     """
 
     expansion = 4
 
-    def __init__(
-        self, inputs: int, channels: int, *, stride: int, groups: int, width: int, preserve_interaction: bool
-    ) -> None:
+    def __init__(self, inputs: int, channels: int, *, stride: int, preserve_interaction: bool) -> None:
         super().__init__()
         outputs = channels * self.expansion
-        self.conv1 = nn.Conv3d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm3d(width)
+        self.conv1 = nn.Conv3d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm3d(channels)
         self.mix = (
-            nn.Sequential(nn.Conv3d(width, width, 1, bias=False), nn.BatchNorm3d(width))
+            nn.Sequential(nn.Conv3d(channels, channels, 1, bias=False), nn.BatchNorm3d(channels))
             if preserve_interaction
             else nn.Identity()
         )
-        self.conv2 = nn.Conv3d(width, width, 3, stride=stride, padding=1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm3d(width)
-        self.conv3 = nn.Conv3d(width, outputs, 1, bias=False)
+        self.conv2 = nn.Conv3d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+        self.bn2 = nn.BatchNorm3d(channels)
+        self.conv3 = nn.Conv3d(channels, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(outputs)
         self.relu = nn.ReLU()
         self.downsample = None
@@ -76,9 +73,6 @@ class VideoResNet(nn.Module):
     ----------
     blocks
         Number of blocks in each stage; every stage after the first halves time and space.
-    groups, width_per_group
-        Groups of the 3×3×3 convolutions and their channels in the first stage. ``groups=None`` makes them
-        depthwise with 64, 128, … channels.
     preserve_interaction
         See `VideoBottleneck`.
     num_classes
@@ -96,17 +90,13 @@ class VideoResNet(nn.Module):
         self,
         *,
         blocks: tuple[int, ...] = (3, 4, 23, 3),
-        groups: int | None = None,
-        width_per_group: int = 4,
         preserve_interaction: bool = False,
         num_classes: int = 400,
         stem_pool: bool = True,
     ) -> None:
         super().__init__()
-        if not blocks or min(*blocks, 1 if groups is None else groups, width_per_group, num_classes) < 1:
-            raise ValueError(
-                f"sizes must be positive, got {blocks}, {groups}, {width_per_group}, {num_classes}"
-            )
+        if not blocks or min(*blocks, num_classes) < 1:
+            raise ValueError(f"sizes must be positive, got {blocks}, {num_classes}")
         self.stem = nn.Sequential(
             nn.Conv3d(3, 64, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False),
             nn.BatchNorm3d(64),
@@ -116,14 +106,11 @@ class VideoResNet(nn.Module):
         inputs, stages = 64, []
         for stage, count in enumerate(blocks):
             channels = 64 << stage
-            width = channels if groups is None else groups * width_per_group << stage
             for index in range(count):
                 made = VideoBottleneck(
                     inputs,
                     channels,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    groups=width if groups is None else groups,
-                    width=width,
                     preserve_interaction=preserve_interaction,
                 )
                 stages.append(made)
@@ -147,11 +134,6 @@ def ir_csn(depth: int = 101, **options) -> VideoResNet:
 def ip_csn(depth: int = 101, **options) -> VideoResNet:
     """Interaction-preserved channel-separated network. Options as `VideoResNet`."""
     return VideoResNet(blocks=_blocks(depth), preserve_interaction=True, **options)
-
-
-def resnext3d(depth: int = 101, groups: int = 32, width_per_group: int = 4, **options) -> VideoResNet:
-    """ResNeXt in three dimensions. Options as `VideoResNet`."""
-    return VideoResNet(blocks=_blocks(depth), groups=groups, width_per_group=width_per_group, **options)
 
 
 def _blocks(depth: int) -> tuple[int, ...]:
