@@ -157,6 +157,12 @@ def recommenders() -> dict[str, DLRM]:
         return {"RM1": rm1(), "RM2": rm2(), "RM3": rm3()}
 
 
+def translator() -> TranslationModel:
+    """A translator of the kind that the paper describes, in sizes of ours, on the meta device."""
+    with torch.device("meta"):
+        return TranslationModel()
+
+
 def linear_layers(model: DLRM) -> list[nn.Linear]:
     """The fully connected layers in order."""
     return [layer for part in (model.bottom, model.top) for layer in part if isinstance(layer, nn.Linear)]

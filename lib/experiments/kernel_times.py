@@ -118,6 +118,13 @@ def run_apart(
     return answered | {task: pd.DataFrame(answered[task]) for task in tasks}
 
 
+def facts_table(answers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Processor, and how each int8 engine summed pairs of products, by level; from answers of `run_apart`."""
+    facts = {level: answer["facts"] for level, answer in answers.items()}
+    rows = {level: {"processor": seen["processor"]} | seen["pairs"] for level, seen in facts.items()}
+    return pd.DataFrame(rows).T.rename_axis("level")
+
+
 def block_ratios(table: pd.DataFrame, baseline: str, blocks: int) -> pd.DataFrame:
     """Speed-ups over `baseline`, a row for each of `blocks` runs of neighbouring rounds.
 
