@@ -149,7 +149,7 @@ def fold(network: nn.Sequential) -> nn.Sequential:
             folded[next(reversed(folded))] = fuse_conv_bn_eval(previous, module)
         else:
             folded[name] = module
-    return nn.Sequential(folded)
+    return nn.Sequential(folded).eval()
 
 
 @torch.no_grad()

@@ -7,19 +7,12 @@ import pytest
 import torch
 
 from lib.data.images import ImageSet
-from lib.experiments import kernel_times as kernels
-from lib.models.vision.plain_cnn import plain_cnn
-from lib.quantization.embeddings import row_bytes
-from lib.quantization.integer_network import (
-    Accumulation,
-    Recipe,
-    accumulate,
-    integer_layers,
-    quantize_network,
-)
+from lib.experiments import facebook_inference_kernels as kernels
+from lib.experiments.facebook_inference_accuracy import sixteen_bit_sums, technique_errors, trained_network
+from lib.experiments.kernel_times import offered
+from lib.quantization.integer_network import Accumulation, Recipe, accumulate, quantize_network
 from lib.runs.request import resolve
-from lib.training.classifiers import ImageClassifier, logits
-from lib.training.loop import fit, seeded
+from lib.training.classifiers import logits
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +27,10 @@ def sizes(shape: str) -> list[int]:
 def test_the_networks_have_their_full_size_at_every_scale(asked):
     assert (asked["image_size"], asked["frames"], asked["models_on_chip"]) == (224, 32, 5)
     assert resolve("facebook_inference", "smoke").parameters["image_size"] == 224
+
+
+def test_its_levels_are_known(asked):
+    assert set(offered(asked["levels"])) <= set(asked["levels"])
 
 
 def test_the_shapes_are_those_of_the_benchmark_files(asked):
@@ -65,7 +62,7 @@ def test_operators_at_the_batches_of_the_table(asked):
 
 
 def test_the_table_exceeds_every_cache(asked):
-    assert asked["table_rows"] * row_bytes(64, 4) > 128 * 2**20
+    assert asked["table_rows"] * kernels.row_bytes(64, 4) > 128 * 2**20
     rows = pd.DataFrame(kernels.time_embedding(table_rows=asked["table_rows"] // 40, rounds=1))
     assert set(rows["function"]) == {"32 bits", "8 bits", "4 bits", "copy"}
 
@@ -74,16 +71,15 @@ def test_the_network_takes_two_steps_and_runs_in_integers(asked):
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8, generator=random)
     images = ImageSet(pixels, torch.arange(128) % 10, 0.286, 0.353)
-    seeded(0)
-    network = plain_cnn(asked["channels"])
+    network = trained_network(images, asked["channels"], steps=2, seed=0)
     convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 128)
     weights = convolutions + 2 * (32 + 64 + 128) + 128 * 3 * 3 * 10 + 10
     assert sum(p.numel() for p in network.parameters()) == weights
-    history = fit(ImageClassifier(network), images.batches(64, seed=0).batch, steps=2, name="dry")
-    assert history.steps == 2
     few = images.take(4)
-    quantized = quantize_network(network, few.tensor(), Recipe(per_channel=True, net_aware=True, skip=1))
-    assert len(integer_layers(quantized)) == 3
+    table = technique_errors({0: network}, few, few.tensor())
+    assert (table.query("bits == 8")["error"] < 0.1).all() and (table["error"] > 0).all()
+    sums = sixteen_bit_sums({0: network}, few, few.tensor())
+    assert sums.loc[sums["cut"] == 0, "error"].eq(0).all() and (sums["cut"] > 0).any()
     quantized = quantize_network(network, few.tensor(), Recipe())
     exact = logits(quantized, few)
     split = accumulate(quantized, Accumulation(bits=16, main_bits=4, spill_every=16))

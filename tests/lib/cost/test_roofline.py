@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.cost import roofline
 from lib.cost.activations import live_activations
 from lib.cost.operations import count_operations
-from lib.cost.roofline import Accelerator, Layer, Roofline, Workload, measured_roofline, workload
+from lib.cost.roofline import Accelerator, Layer, Roofline, Workload, workload
 from lib.models.language.translation import TranslationModel
 from lib.models.vision.resnet import resnet, resnext
 from lib.models.vision.shufflenet import ShuffleDetector
@@ -37,40 +36,12 @@ def perceptron(*sizes: int) -> nn.Sequential:
 # --- one level ---
 
 
-def test_the_two_ceilings_meet_at_the_ridge():
+def test_the_lower_of_two_ceilings():
     machine = Roofline(100.0, 10.0)
-    assert machine.ridge == 10
     assert machine.attainable([1, 10, 100]).tolist() == [10, 100, 100]
-    assert machine.seconds([100, 100], [1, 100]).tolist() == [1, 10]
     operations, moved = np.array([5.0, 700.0, 3.0]), np.array([2.0, 9.0, 400.0])
-    np.testing.assert_allclose(
-        operations / machine.seconds(operations, moved), machine.attainable(operations / moved)
-    )
-
-
-def test_measured_ceilings_count_what_was_done(monkeypatch):
-    ticks = iter(np.arange(0, 1e3, 0.5))
-    real = roofline.paired_latency
-    calls = {}
-
-    def timed(functions, **options):
-        for name, function in functions.items():
-            calls[name] = function
-        return real(functions, clock=lambda: float(next(ticks)), **options)
-
-    monkeypatch.setattr(roofline, "paired_latency", timed)
-    machine = measured_roofline(size=8, copied=1000, repeats=2)  # each call seems to take half a second
-    assert machine == Roofline(2 * 8**3 / 0.5, 2 * 1000 / 0.5)
-    assert tuple(calls["product"]().shape) == (8, 8)
-    assert calls["copy"]().nbytes == 1000
-
-
-def test_this_machine_has_ceilings():
-    machine = measured_roofline(size=128, copied=2**22, repeats=3)
-    assert 1e8 < machine.operations_per_second < 1e14
-    assert 1e7 < machine.bytes_per_second < 1e13
-    half = measured_roofline(size=64, copied=2**16, dtype=torch.bfloat16, repeats=1)
-    assert half.operations_per_second > 0
+    seconds = np.maximum(operations / 100, moved / 10)
+    np.testing.assert_allclose(operations / seconds, machine.attainable(operations / moved))
 
 
 # --- workloads ---
@@ -153,9 +124,9 @@ def test_without_a_chip_it_is_the_one_level_roofline():
     work = workload(model, (1, 3, 224, 224))
     table = Accelerator(0).run(work)
     assert (table["chip_bytes"] == 0).all()
-    np.testing.assert_allclose(
-        table["seconds"], Roofline(100e12, 100e9).seconds(table["operations"], table["dram_bytes"])
-    )
+    computing, waiting = table["operations"] / 100e12, table["dram_bytes"] / 100e9
+    np.testing.assert_allclose(table["seconds"], np.maximum(computing, waiting))
+    assert set(table["bound"]) == {"operations", "dram"}
 
 
 @given(
@@ -284,7 +255,6 @@ def test_achieved_rates_computed_before_by_another_program(make, curve, fast, to
     [
         (lambda: Roofline(0, 1), "ceilings must be positive"),
         (lambda: Roofline(1, float("nan")), "ceilings must be positive"),
-        (lambda: measured_roofline(size=0), "size and copied must be positive, got 0"),
         (lambda: Accelerator(-1), "capacity not negative"),
         (lambda: Accelerator(1, dram_bytes_per_second=0), "rates must be positive"),
         (lambda: workload(nn.ReLU(), (1, 2)), "runs no layer with weights"),

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from lib.cost.activations import live_activations
 from lib.cost.intensity import mean_and_minimum
 from lib.cost.operations import count_operations, totals
-from lib.models.vision.video_resnet import VideoBottleneck, ip_csn, ir_csn, resnext3d
+from lib.models.vision.video_resnet import VideoBottleneck, ip_csn, ir_csn
 
 
 def on_meta(make, *arguments, **options):
@@ -65,17 +65,13 @@ def test_kinds_of_convolution():
     ir, ip = (count_operations(on_meta(make), clip(224))["kind"].value_counts() for make in (ir_csn, ip_csn))
     assert ir["depthwise conv"] == ip["depthwise conv"] == 33
     assert ip["conv"] - ir["conv"] == 33
-    grouped = count_operations(on_meta(resnext3d), clip(224))
-    assert grouped["kind"].value_counts()["grouped conv"] == 33
-    assert set(grouped["groups"]) == {1, 32}
-    assert grouped.loc[grouped["kind"] == "grouped conv", "output_shape"].iloc[0] == (1, 128, 32, 56, 56)
 
 
 @pytest.mark.parametrize("preserve", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_block_written_out(preserve, stride):
     torch.manual_seed(0)
-    block = VideoBottleneck(8, 4, stride=stride, groups=4, width=4, preserve_interaction=preserve).eval()
+    block = VideoBottleneck(8, 4, stride=stride, preserve_interaction=preserve).eval()
     for module in block.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -100,8 +96,7 @@ def test_a_small_clip_runs():
     ("make", "message"),
     [
         (lambda: ir_csn(18), "depth must be one of 50, 101, 152, got 18"),
-        (lambda: ir_csn(50, num_classes=0), "sizes must be positive"),
-        (lambda: resnext3d(50, groups=0), "sizes must be positive"),
+        (lambda: ir_csn(50, num_classes=0), r"sizes must be positive, got \(3, 4, 6, 3\), 0"),
     ],
 )
 def test_bad_sizes_are_refused(make, message):
