@@ -165,6 +165,32 @@ def sixteen_bit_sums(
     return pd.DataFrame(rows)
 
 
+def by_arm(techniques: pd.DataFrame, sums: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
+    """What the rules compare: a metric's values by arm, one per seed.
+
+    Parameters
+    ----------
+    techniques, sums : DataFrame
+        From `technique_errors` and `sixteen_bit_sums`; of the latter, sums that stay in 16 bits to the end.
+    """
+    narrow = {
+        "per channel, least error, net-aware": per_seed(techniques, "error", step="+ net-aware", bits=4),
+        "min–max per tensor": per_seed(techniques, "error", step="min–max per tensor", bits=4),
+    }
+    summed = {
+        "outliers split at 6 bits": per_seed(sums, "error", split="6 bits", spill="end"),
+        "no split": per_seed(sums, "error", split="no split", spill="end"),
+    }
+    loss = per_seed(techniques, "loss", step="+ net-aware", bits=8)
+    density = per_seed(sums, "tensor", split="7 bits", spill="end")
+    return {
+        "loss of top-1 accuracy": {"8 bits, all techniques": loss},
+        "error of the logits at 4 bits": narrow,
+        "error of the logits from 16-bit sums": summed,
+        "outlier density": {"7 bits, one scale per tensor": density},
+    }
+
+
 def per_seed(table: pd.DataFrame, column: str, **where: object) -> list[float]:
     """A column's values in the rows that fit, in the order of seeds; ValueError unless one a seed fits."""
     fits = pd.Series(True, index=table.index)

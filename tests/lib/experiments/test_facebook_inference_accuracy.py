@@ -108,6 +108,30 @@ def test_values_by_seed():
             experiment.per_seed(table, "error", **where)
 
 
+def test_what_the_rules_compare(trained):
+    test, calibration = images(12, seed=1), images(20, seed=2).tensor()
+    techniques = experiment.technique_errors(trained, test, calibration)
+    sums = experiment.sixteen_bit_sums(trained, test, calibration)
+    measured = experiment.by_arm(techniques, sums)
+    arms = {(metric, arm): values for metric, by_arm in measured.items() for arm, values in by_arm.items()}
+    assert all(len(values) == 2 for values in arms.values())
+    sums = sums[sums["spill"] == "end"]
+    for (metric, arm), (table, column, query) in {
+        ("loss of top-1 accuracy", "8 bits, all techniques"):
+            (techniques, "loss", "step == '+ net-aware' and bits == 8"),
+        ("error of the logits at 4 bits", "per channel, least error, net-aware"):
+            (techniques, "error", "step == '+ net-aware' and bits == 4"),
+        ("error of the logits at 4 bits", "min–max per tensor"):
+            (techniques, "error", "step == 'min–max per tensor' and bits == 4"),
+        ("error of the logits from 16-bit sums", "outliers split at 6 bits"):
+            (sums, "error", "split == '6 bits'"),
+        ("error of the logits from 16-bit sums", "no split"): (sums, "error", "split == 'no split'"),
+        ("outlier density", "7 bits, one scale per tensor"): (sums, "tensor", "split == '7 bits'"),
+    }.items():  # fmt: skip
+        assert arms.pop((metric, arm)) == table.query(query)[column].tolist()
+    assert not arms
+
+
 def test_the_network_is_left_as_it_is(trained):
     network = trained[5].train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
