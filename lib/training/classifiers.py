@@ -54,7 +54,18 @@ class ImageClassifier(nn.Module):
 def logits(network: nn.Module, images: ImageSet, *, batch_size: int = 250, device: str = "cpu") -> Tensor:
     """Return the logits of every image, ``(N, classes)`` on the CPU, with the network in evaluation mode.
 
-    Each module's mode is what it was afterwards. The size of the batches does not change the result.
+    Each module's mode is what it was afterwards.
+
+    Parameters
+    ----------
+    network
+        From images (B, C, H, W) to logits (B, classes).
+    images
+        N images.
+    batch_size
+        Images at a time; does not change the result.
+    device
+        Where the network is.
     """
     with evaluating(network), torch.no_grad():
         parts = [
@@ -73,6 +84,13 @@ def accuracy(
     device: str = "cpu",
 ) -> dict[str, float]:
     """Return ``{"top-1": percent, …}``: the share of images whose label is among the k largest logits.
+
+    Parameters
+    ----------
+    network, images, batch_size, device
+        As for `logits`.
+    topk
+        Values of k, each from 1 to the number of classes.
 
     Raises
     ------

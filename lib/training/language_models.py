@@ -48,8 +48,18 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood per token, in evaluation mode with a carried state.
 
-    The text is cut into `batch_size` streams, whose last pieces of less than `length` tokens are left out;
-    with ``batch_size=1`` no word but the first lacks its past. Each module's mode is what it was afterwards.
+    Each module's mode is what it was afterwards.
+
+    Parameters
+    ----------
+    network
+        From tokens (B, L) and a state to logits (B, L, words) and the next state.
+    tokens
+        (N,) int64, the text.
+    batch_size
+        Streams that the text is cut into; with one, no word but the first lacks its past.
+    length
+        Tokens of a piece; a stream's last piece is left out if it has fewer.
 
     Raises
     ------
