@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from lib.compression.spectrum import as_matrix, squared_singular_values
 from lib.compression.vbmf import evbmf
 
+#: From an unfolding (channels, everything else) to a rank, 0 included.
 Rule = Callable[[np.ndarray], int]
-"""From an unfolding (channels, everything else) to a rank, 0 included."""
 
+#: (R3, R4) of a Tucker-2, or the one rank of a Tucker-1 or a truncated singular value decomposition.
 Ranks = int | tuple[int, int]
-"""(R3, R4) of a Tucker-2, or the one rank of a Tucker-1 or a truncated singular value decomposition."""
 
 
 @dataclass(frozen=True)
