@@ -4,21 +4,22 @@ A stage trains a quantised network for some steps with a new optimiser and a new
 the ranges and norms alone (`stabilise`), then everything at a constant rate while the instability of
 the layers is sampled (`sample`), then rounds of fine-tuning with more and more layers frozen
 (`finetune`). After the authors' code; there, rates follow a schedule by epoch, here by step.
+
+A stage that is killed and called again with the same checkpoint ends as if it had never been killed: what it
+measures or averages meanwhile is part of the checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.files import write_atomically
 from lib.quantization.convert import quantized_layers
 from lib.quantization.freezing import freeze, parameter_groups
 from lib.quantization.instability import Instability
@@ -39,7 +40,8 @@ class Recipe:
     quantizer_factor
         Rate of the quantisers' ranges, as a share of the other.
     warmup
-        Share of a stage in which the rate rises to its peak (3 of 15 epochs).
+        Share of a stage in which the rate rises to its peak (3 of 15 epochs), in equal steps from zero; the
+        authors' rises from a tenth.
     floor
         Rate at the end of a stage, as a share of the peak.
     clip_norm
@@ -64,10 +66,7 @@ def train_stage(
     frozen: Collection[str] = (),
     constant: bool = False,
     teacher: nn.Module | None = None,
-    after_step: Callable[[int], None] | None = None,
-    checkpoint: Path | None = None,
-    fabric: Fabric | None = None,
-    name: str = "stage",
+    **options: Any,
 ) -> None:
     """Train one stage in place.
 
@@ -85,8 +84,8 @@ def train_stage(
         Keep the rate at its peak, without warm-up, as the authors do while they sample.
     teacher
         A network whose predictions are to be matched beside the labels.
-    after_step, checkpoint, fabric, name
-        As for `lib.training.loop.fit`.
+    **options
+        ``after_step``, ``also``, ``checkpoint``, ``fabric`` and ``name`` of `lib.training.loop.fit`.
     """
     if not steps:
         return
@@ -106,15 +105,15 @@ def train_stage(
         optimizer=optimizer,
         schedule=None if constant else cosine,
         clip_norm=recipe.clip_norm,
-        after_step=after_step,
-        checkpoint=checkpoint,
-        fabric=fabric,
-        name=name,
+        **options,
     )
 
 
-def stabilise(network: nn.Module, batch_at: BatchAt, steps: int, recipe: Recipe, **options) -> None:
-    """Train norms and quantisers' ranges alone, every layer frozen. Options as `train_stage`."""
+def stabilise(network: nn.Module, batch_at: BatchAt, steps: int, recipe: Recipe, **options: Any) -> None:
+    """Train norms and quantisers' ranges alone, every layer frozen. Options as `train_stage`.
+
+    Biases of linear layers are frozen with their weights; the authors' code lets them move here.
+    """
     names = [name for name, _ in quantized_layers(network)]
     train_stage(network, batch_at, steps, recipe, frozen=names, **options)
 
@@ -128,8 +127,7 @@ def sample(
     skip: int = 1,
     every: int = 1,
     rate: float | None = None,
-    checkpoint: Path | None = None,
-    **options,
+    **options: Any,
 ) -> dict[str, float]:
     """Train at a constant rate, and return the instability of each convolution meanwhile.
 
@@ -137,19 +135,12 @@ def sample(
     ----------
     skip, every, rate
         As for `lib.quantization.instability.Instability`.
-    checkpoint
-        The measured values are kept beside it. After a kill, what was measured before is lost and the rest
-        of the steps is measured.
 
     Other parameters and options are those of `train_stage`.
     """
-    kept = checkpoint and checkpoint.with_suffix(".json")
     with Instability(network, skip=skip, every=every, rate=rate) as monitor:
-        train_stage(network, batch_at, steps, recipe, constant=True, checkpoint=checkpoint, **options)
-    if kept and kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    if kept:
-        write_atomically(kept, json.dumps(monitor.values()))
+        also = {"instability": monitor}
+        train_stage(network, batch_at, steps, recipe, constant=True, also=also, **options)
     return monitor.values()
 
 
@@ -159,11 +150,12 @@ def finetune(
     steps: int,
     recipe: Recipe,
     rounds: Sequence[Collection[str]],
-    ema_rate: float = 0.0,
     *,
+    behind: int = 0,
+    ema_rate: float = 0.0,
     checkpoint: Path | None = None,
     name: str = "fine-tuning",
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """Fine-tune in rounds, each with its own frozen layers, optimiser and schedule.
 
@@ -174,9 +166,11 @@ def finetune(
     rounds
         Frozen layers of each, from `lib.quantization.freezing.freezing_rounds`; empty ones for plain
         training with the same budget and schedule.
+    behind
+        Rounds that came before: batches go on behind theirs.
     ema_rate
-        0, or the rate of an exponential average of all weights and statistics (0.0003 in the authors' code).
-        It is not in checkpoints: after a kill it starts anew in the interrupted round.
+        0, or the rate of an exponential average of all weights and statistics (0.0003 in the authors' code),
+        which starts at the network as it is given.
     checkpoint
         A file per round is derived from it.
 
@@ -187,18 +181,21 @@ def finetune(
     nn.Module
         The network itself, trained in place, or its average.
     """
-    average = None
+    average, follow, also = None, None, {}
     if ema_rate:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(1 - ema_rate), use_buffers=True)
-    for number, frozen in enumerate(rounds):
+        average.update_parameters(network)  # the first update is a copy: the average starts here
+        follow, also = lambda step: average.update_parameters(network), {"average": average}
+    for number, frozen in enumerate(rounds, start=behind):
         train_stage(
             network,
             lambda step, first=number * steps: batch_at(first + step),
             steps,
             recipe,
             frozen=frozen,
-            after_step=average and (lambda step: average.update_parameters(network)),
-            checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.stem}-{number + 1}.pt"),
+            after_step=follow,
+            also=also,
+            checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.stem}, round {number + 1}.pt"),
             name=f"{name}, round {number + 1}",
             **options,
         )

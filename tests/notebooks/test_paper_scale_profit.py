@@ -3,16 +3,31 @@
 The pictures are made up; their files are laid out as ImageNet's are, in a thousand folders of JPEG files.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from lib.experiments.profit import Recipe
+from lib.experiments.profit_map import Descent, freezing_scores, frozen_layers, places, prepared
+from lib.experiments.profit_trainings import (
+    QUANTISERS,
+    Trainings,
+    augmentation,
+    load_images,
+    quantiser_scores,
+    starting_weights,
+)
+from lib.models.vision.mobilenet import MobileNetV2, MobileNetV3Large
 from lib.quantization.convert import quantized_layers
-from lib.runs.request import read_chapter, resolve
+from lib.runs.request import resolve
 
-STEPS = {"fp_steps": [2, 2], "stabilise_steps": 2, "sample_steps": 4, "map_rounds": [2]}
+ASKED = resolve("profit", "paper").parameters
+EPOCH = 1_281_167 // 256
 
 
 @pytest.fixture(scope="module")
@@ -20,85 +35,93 @@ def folder(made_up_imagenet):
     return made_up_imagenet("train", "val_pt")
 
 
-class NoRecord:
-    """The record's place, for cells that only tell it which data they use."""
-
-    folder = None
-
-    def data(self, *arguments):
-        pass
-
-
 @pytest.fixture(scope="module")
-def chapter(folder) -> dict:
-    """What the chapter's own cells define at scale ``paper``, on this processor and with few steps."""
-    asked = resolve("profit", "paper").parameters
-    names = asked | STEPS | {"device": "cpu", "data_dir": str(folder), "seeds": [0], "batch_size": 2}
-    names |= {"quantiser_steps": 2, "record": NoRecord(), "run_dir": ""}
-    sources = [cell.source for cell in read_chapter("profit").cells if cell.cell_type == "code"]
-    names["cell"] = lambda text: next(source for source in sources if text in source)
-    for text in ("from lib.ledger.evidence import Record", "sizes = {}"):
-        imports = names["cell"](text).splitlines()
-        exec("\n".join(line for line in imports if line.startswith(("import ", "from "))), names)
-    exec(names["cell"]("sources = {"), names)
-    test = names["sets"]["test"]
-    names["sets"]["test"] = replace(test, files=test.files[:2], labels=test.labels[:2])
-    for text in ("ARMS = {", "def full_precision"):
-        exec(names["cell"](text), names)
-    return names
+def images(folder):
+    sets = load_images(ASKED["dataset"], folder)
+    return sets | {
+        "test": replace(sets["test"], files=sets["test"].files[:2], labels=sets["test"].labels[:2])
+    }
+
+
+def trainings(images, folder, clip_norm=ASKED["clip_norm"]) -> Trainings:
+    """As the chapter makes them, on this processor and with batches of two."""
+    return Trainings(
+        images=images,
+        augmentation=augmentation(ASKED["dataset"]),
+        batch_size=2,
+        first=Recipe(learning_rate=ASKED["fp_rate"], weight_decay=4e-5, clip_norm=clip_norm),
+        recipe=Recipe(learning_rate=ASKED["learning_rate"], weight_decay=4e-5, clip_norm=clip_norm),
+        checkpoint=lambda name: folder / f"{name}.pt",
+    )
+
+
+def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: layer.weight.detach().clone() for name, layer in quantized_layers(network)}
 
 
 def test_the_scale_is_the_authors_recipe():
-    asked = resolve("profit", "paper").parameters
-    epoch = 1_281_167 // 256
-    assert epoch == 5004
-    recipe = {
-        "batch_size": 256,
-        "learning_rate": 0.005,
-        "v3_momentum": 0.01,
-        "clip_norm": 0.0,
-        "path": [8, 5],
-        "other_widths": [],
-    }
-    recipe |= {"map_bits": [4], "map_rounds": [15 * epoch], "sample_steps": 5 * epoch}
-    recipe["ema_rate"] = 0.0003
-    recipe |= {"stabilise_steps": 5 * epoch, "fp_steps": [15 * epoch, 90 * epoch], "width": 1.0, "repeats": 4}
-    assert {name: asked[name] for name in recipe} == recipe
+    assert EPOCH == 5004
+    recipe = {"batch_size": 256, "learning_rate": 0.005, "v3_momentum": 0.01, "clip_norm": 0.0}
+    recipe |= {"path": [8, 5], "widths": [1.0], "repeats": 4, "teacher": "self", "ema_rate": 0.0003}
+    recipe |= {"map_bits": [4], "map_rounds": [15 * EPOCH], "sample_steps": 5 * EPOCH}
+    recipe |= {"stabilise_steps": 5 * EPOCH, "fp_steps": [15 * EPOCH, 90 * EPOCH]}
+    assert {name: ASKED[name] for name in recipe} == recipe
+    (place,) = places(ASKED["map_bits"], ASKED["widths"], ASKED["map_rounds"], [0])
+    assert (place.bits, place.rounds, len(place.arms)) == (4, (15 * EPOCH,), 3)
 
 
-def test_mobilenet_v2_down_to_four_bits(chapter):
-    chapter["recipe"] = chapter["Recipe"](learning_rate=0.005, weight_decay=4e-5)
-    exec(chapter["cell"]("def prepared"), chapter)
-    exec(chapter["cell"]("v2 = {").split("results = []")[0], chapter)
-    network = chapter["v2"][1.0, 0]
-    assert sum(p.numel() for p in network.parameters()) == 3_504_872
-    assert network.classifier[1].out_features == 1000
-    prepared, values = chapter["prepared"]((1.0, 0), 4)
-    assert len(values) == 52 and all(np.isfinite(value) and value >= 0 for value in values.values())
-    assert {layer.weight_quantizer.bits for _, layer in quantized_layers(prepared)} == {4}
-    assert set(chapter["along"]) == {("full precision", 1.0, 0), ("8 bits", 1.0, 0), ("5 bits", 1.0, 0)}
-    rounds = chapter["freezing_rounds"](values)
+def test_mobilenet_v2_down_to_four_bits(images, folder, tmp_path):
+    made = trainings(images, tmp_path)
+    start = starting_weights("imagenet", folder, classes=made.classes, widths=ASKED["widths"], repeats=4)
+    full = made.full_precision(MobileNetV2, 0, 2, repeats=4, start=start, width=1.0, last_channels=1280)
+    assert sum(p.numel() for p in full.parameters()) == 3_504_872
+    assert full.classifier[1].out_features == 1000
+    steps = {"path_steps": 2, "stabilise_steps": 2, "sample_steps": 4}
+    descent = Descent(path=ASKED["path"], ema_rate=ASKED["ema_rate"], **steps)
+    (place,) = places(ASKED["map_bits"], ASKED["widths"], [2], [0])
+    ready = prepared(made, full, place, descent, teacher=full)
+    assert len(ready.instability) == 52
+    assert all(np.isfinite(value) and value > 0 for value in ready.instability.values())
+    assert {layer.weight_quantizer.bits for _, layer in quantized_layers(ready.network)} == {4}
+    assert list(ready.on_the_way) == [8, 5]
+    before = weights(ready.network)
+    rounds = frozen_layers("PROFIT", ready.instability)
     assert [len(names) for names in rounds] == [0, 17, 34]
-    frozen = rounds[2]
-    before = {name: prepared.get_submodule(name).weight.clone() for name in values}
-    best = chapter["in_stages"](
-        prepared, (1.0, 0), [(chapter["finetune"], "PROFIT", 50, 2, rounds[1:], 3e-4)]
+    rows = freezing_scores(made, ready, place, descent)
+    assert [row["arm"] for row in rows] == list(place.arms)
+    for name, value in weights(ready.network).items():  # arms train copies
+        assert torch.equal(value, before[name]), name
+    state = torch.load(tmp_path / "PROFIT, 4 bits, width 1.0, 2 steps, seed 0, round 3.pt", weights_only=True)
+    shared = torch.load(
+        tmp_path / "shared round, 4 bits, width 1.0, 2 steps, seed 0, round 1.pt", weights_only=True
     )
-    assert best is not prepared  # the moving average
-    still = {name for name in values if torch.equal(prepared.get_submodule(name).weight, before[name])}
-    assert set(rounds[1]) <= still and set(values) - still >= set(values) - set(frozen)
-    score = chapter["accuracy"](best, chapter["sets"]["test"])["top-1"]
-    assert score in (0, 50, 100)
+    trained, average = state["state"]["model"], state["state"]["average"]
+    still = {
+        name
+        for name in ready.instability
+        if torch.equal(trained[f"network.{name}.weight"], shared["state"]["model"][f"network.{name}.weight"])
+    }
+    assert still == set(rounds[1])  # the second third moved in the second round, and not in the third
+    assert average["n_averaged"] == 1 + 2 * 2
+    away = (average["module.classifier.1.weight"] - trained["network.classifier.1.weight"]).abs().max()
+    assert 0 < away < 1e-2
 
 
-def test_mobilenet_v3_with_each_quantiser(chapter):
-    network = chapter["full_precision"](chapter["MobileNetV3Large"], 0, 2)
-    assert sum(p.numel() for p in network.parameters()) == 5_483_032
+def test_mobilenet_v3_with_each_quantiser(images, tmp_path):
     # Norms over two pictures blow gradients up, so that here they are clipped.
-    recipe = chapter["Recipe"](learning_rate=0.005, clip_norm=1.0)
-    for arm in chapter["ARMS"]:
-        quantised = chapter["quantised"](network, arm, 0, 3, 3)
-        before = quantised.features[0][0].weight.clone()
-        chapter["train_stage"](quantised, chapter["batches"](0), 2, recipe)
-        assert not torch.equal(quantised.features[0][0].weight, before), arm
-        assert all(p.isfinite().all() for p in quantised.parameters()), arm
+    made = trainings(images, tmp_path, clip_norm=1.0)
+    sizes = {"repeats": ASKED["repeats"], "width": ASKED["widths"][0], "norm_momentum": ASKED["v3_momentum"]}
+    network = made.full_precision(MobileNetV3Large, 0, 2, **sizes)
+    assert sum(p.numel() for p in network.parameters()) == 5_483_032
+    scores = quantiser_scores(made, {0: network}, bits=3, stabilise_steps=0, steps=2)
+    assert scores["arm"].tolist() == [*QUANTISERS, "full precision"]
+    trained = [
+        torch.load(tmp_path / f"{arm}, train_stage, 3 bits, seed 0.pt", weights_only=True)["state"]["model"]
+        for arm in QUANTISERS
+    ]
+    for state in trained:
+        assert not torch.equal(state["network.features.0.0.weight"], network.features[0][0].weight)
+        assert all(value.isfinite().all() for value in state.values())
+    # the arms end in different places
+    stems = {tuple(state["network.features.0.0.weight"].flatten().tolist()) for state in trained}
+    assert len(stems) == len(QUANTISERS)

@@ -1,13 +1,16 @@
-"""The stages of PROFIT: what moves, at which rate, on which batches; and networks made shallower."""
+"""The stages of PROFIT: what moves, at which rate, on which batches, and what a killed one ends with."""
+
+from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
+from lib.experiments import profit
 from lib.experiments.profit import Recipe, finetune, sample, stabilise, train_stage
-from lib.models.vision.mobilenet import MobileNetV2
-from lib.models.vision.shallower import shallower
-from lib.quantization.convert import quantize, quantized_layers
+from lib.quantization.convert import quantize
 from lib.quantization.duq import DuQ
 from lib.quantization.freezing import freezing_rounds
 from lib.training.loop import seeded
@@ -33,14 +36,20 @@ def network() -> nn.Module:
     )
 
 
-class Batches:
-    """Counts which steps were asked for."""
+class Killed(BaseException):
+    """What ends a process in the middle of a step."""
 
-    def __init__(self):
-        self.asked = []
+
+class Batches:
+    """Counts which steps were asked for; the process is killed when it asks for a certain one."""
+
+    def __init__(self, killed_at=None):
+        self.asked, self.killed_at = [], killed_at
 
     def __call__(self, step):
         self.asked.append(step)
+        if step == self.killed_at:
+            raise Killed
         return {"images": random(8, 3, 8, 8, seed=step), "labels": torch.arange(8) % 3}
 
 
@@ -104,34 +113,123 @@ def test_equal_budget_with_and_without_freezing():
     assert asked[0] == asked[1] == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_average_follows_slowly():
+def test_the_average_starts_at_the_network_and_follows_slowly():
     model = network()
     before = state(model)
     average = finetune(model, Batches(), 4, RECIPE, [()], ema_rate=1e-6)
     assert average is not model
-    far = (model[0].weight - before["0.weight"]).norm()
-    near = (average[0].weight - model[0].weight).norm()
-    # The average starts at the weights of its first update, and hardly moves.
-    assert near > 0 and (average[0].weight - before["0.weight"]).norm() < far
+    moved_by = (model[0].weight - before["0.weight"]).norm()
+    assert 0 < (average[0].weight - before["0.weight"]).norm() < 1e-5 * moved_by
     assert finetune(model, Batches(), 1, RECIPE, [()]) is model
 
 
-def test_a_killed_training_goes_on(tmp_path):
-    whole = network()
-    values = sample(whole, Batches(), 4, RECIPE, checkpoint=tmp_path / "sample.pt")
-    finetune(whole, Batches(), 2, RECIPE, [(), ("0",)], checkpoint=tmp_path / "tune.pt")
+def test_the_average_is_the_one_by_hand():
+    model, rate, seen = network(), 0.3, []
+    mean = model[0].weight.detach().clone()
+    step = torch.optim.SGD.step
+
+    def watched(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        seen.append(model[0].weight.detach().clone())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", watched)
+        average = finetune(model, Batches(), 2, RECIPE, [(), ("3",)], ema_rate=rate)
+    assert len(seen) == 4
+    for weight in seen:
+        mean += rate * (weight - mean)
+    torch.testing.assert_close(average[0].weight, mean)
+
+
+def test_batches_go_on_behind_rounds_that_came_before():
+    at_once, in_parts, batches = network(), network(), Batches()
+    rounds = [(), ("0",), ("0", "3")]
+    finetune(at_once, Batches(), 2, RECIPE, rounds)
+    finetune(in_parts, batches, 2, RECIPE, rounds[:1])
+    finetune(in_parts, batches, 2, RECIPE, rounds[1:], behind=1)
+    assert batches.asked == [0, 1, 2, 3, 4, 5]
+    assert not moved(state(at_once), in_parts)
+
+
+# --- after a kill ---
+
+ROUNDS = [("0",), ("0", "3")]
+EMA_RATES = [0.0, 0.01, 0.3]
+
+
+def tuned(start, folder, ema_rate, batches=None):
+    """What `finetune` returns of a copy of a network, with a checkpoint after every step."""
+    options = {"ema_rate": ema_rate, "checkpoint": folder / "tune, seed 0.5.pt", "checkpoint_seconds": 0.0}
+    return finetune(copy.deepcopy(start), batches or Batches(), 5, RECIPE, ROUNDS, **options)
+
+
+@pytest.mark.parametrize("ema_rate", EMA_RATES)
+def test_complete_fine_tuning_returns_again_what_it_returned(tmp_path, ema_rate):
+    start, batches = network(), Batches()
+    first = tuned(start, tmp_path, ema_rate)
+    again = tuned(start, tmp_path, ema_rate, batches)
+    assert moved(state(start), first) and not moved(state(first), again)
+    assert batches.asked == []
     assert {path.name for path in tmp_path.iterdir()} == {
-        "sample.json",
-        "sample.pt",
-        "tune-1.pt",
-        "tune-2.pt",
+        "tune, seed 0.5, round 1.pt",
+        "tune, seed 0.5, round 2.pt",
     }
-    (tmp_path / "tune-2.pt").unlink()
-    again, batches = network(), Batches()
-    assert sample(again, batches, 4, RECIPE, checkpoint=tmp_path / "sample.pt") == values
-    finetune(again, batches, 2, RECIPE, [(), ("0",)], checkpoint=tmp_path / "tune.pt")
-    assert batches.asked == [2, 3]  # the second round alone
-    assert not moved(state(whole), again)
+
+
+@pytest.mark.parametrize("killed_at", [3, 5, 8])
+@pytest.mark.parametrize("ema_rate", EMA_RATES)
+def test_killed_fine_tuning_ends_as_if_it_had_not_been(tmp_path, ema_rate, killed_at):
+    start = network()
+    whole = tuned(start, tmp_path / "whole", ema_rate)
+    with pytest.raises(Killed):
+        tuned(start, tmp_path / "killed", ema_rate, Batches(killed_at))
+    batches = Batches()
+    resumed = tuned(start, tmp_path / "killed", ema_rate, batches)
+    assert batches.asked == list(range(killed_at, 10))
+    assert not moved(state(whole), resumed)
+
+
+def test_a_twin_whose_average_is_in_no_checkpoint_ends_elsewhere(tmp_path, monkeypatch):
+    start = network()
+    whole = tuned(start, tmp_path / "whole", 0.01)
+    real = profit.train_stage
+    monkeypatch.setattr(profit, "train_stage", lambda *a, also=None, **options: real(*a, **options))
+    with pytest.raises(Killed):
+        tuned(start, tmp_path / "killed", 0.01, Batches(8))
+    assert "7.weight" in moved(state(whole), tuned(start, tmp_path / "killed", 0.01))
+
+
+def sampled(folder, batches=None):
+    """Instability of a network, its state afterwards, with a checkpoint after every step."""
+    model = network()
+    options = {"checkpoint": folder / "sample.pt", "checkpoint_seconds": 0.0, "name": "sampling"}
+    return sample(model, batches or Batches(), 8, RECIPE, **options), state(model)
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 5, 7])
+def test_killed_sampling_measures_what_it_would_have(tmp_path, killed_at):
+    values, trained = sampled(tmp_path / "whole")
+    with pytest.raises(Killed):
+        sampled(tmp_path / "killed", Batches(killed_at))
+    batches = Batches()
+    again, resumed = sampled(tmp_path / "killed", batches)
+    assert batches.asked == list(range(killed_at, 8))
+    assert again == values and all(value > 0 for value in values.values())
+    assert freezing_rounds(again) == freezing_rounds(values)
+    assert all(torch.equal(trained[key], resumed[key]) for key in trained)
+    assert sampled(tmp_path / "killed", batches)[0] == values  # complete: nothing is asked for
+    assert len(batches.asked) == 8 - killed_at
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["sample.pt"]
+
+
+def test_a_twin_that_forgets_what_was_measured_is_found(tmp_path, monkeypatch):
+    values, _ = sampled(tmp_path / "whole")
+    real = profit.train_stage
+    monkeypatch.setattr(profit, "train_stage", lambda *a, also=None, **options: real(*a, **options))
+    with pytest.raises(Killed):
+        sampled(tmp_path / "killed", Batches(5))
+    assert sampled(tmp_path / "killed")[0] != values
 
 
 def test_a_teacher_is_matched():
@@ -148,23 +246,3 @@ def test_defaults_are_the_authors():
     assert (recipe.learning_rate, recipe.weight_decay, recipe.quantizer_factor) == (0.04, 2e-5, 0.01)
     # 15 epochs, 3 of warm-up: the multipliers by epoch, but for the first of warm-up (0.1 there)
     assert recipe.warmup * 15 == 3 and recipe.floor == 1e-3
-
-
-@pytest.mark.parametrize(("repeats", "blocks"), [(1, 7), (2, 12), (3, 16), (4, 17)])
-def test_shallower_mobilenets(repeats, blocks):
-    model = shallower(MobileNetV2(num_classes=10, reduction=8), repeats)
-    assert len(model.features) == blocks + 2  # the stem and the last convolution
-    assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
-    layers = 3 * blocks - 1 + 2 + 1  # the first block has two convolutions
-    sample_ = torch.rand(2, 3, 32, 32)
-    converted = quantize(model, sample_, weights=lambda layer: DuQ(3, grid="weight"))
-    assert len(list(quantized_layers(converted))) == layers
-
-
-def test_what_cannot_be_made_shallower_is_refused():
-    with pytest.raises(ValueError, match="repeats must be at least 1"):
-        shallower(MobileNetV2(num_classes=10), 0)
-    plain = nn.Module()
-    plain.features = nn.Sequential(nn.ReLU())
-    with pytest.raises(ValueError, match="residual blocks"):
-        shallower(plain, 1)
