@@ -1,8 +1,8 @@
 """The scorecard: from evidence files to counts, a table of every claim, its downloads and its picture.
 
-`collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Verdicts
-against a paper's number that was recalled from memory are counted apart everywhere. No verdict is computed
-here: they are read from the evidence.
+`collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Everywhere
+three groups are kept apart: what a paper says, our own checks, and numbers that are only remembered. No
+verdict is computed here: they are read from the evidence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from lib.chapter.tables import badge, measured, paper_numbers, verdict_marks
 from lib.ledger.evidence import ClaimEvidence, Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.ledger.verdicts import VERDICTS
-from lib.ledger.wording import format_interval, format_number
+from lib.ledger.wording import format_interval, format_number, paper_number
+
+GROUPS = {
+    "paper": "what the papers say",
+    "own": "our own checks",
+    "memory": "numbers only remembered",
+}
+"""Whose number a verdict rests on; the headline shows the last two as thinner bars below the first."""
 
 # Fill and hatch of each verdict: the hatches and the printed words tell them apart without colour.
 LOOKS = {
@@ -36,6 +43,8 @@ LOOKS = {
     "inconclusive": ("#f7dd8b", ".."),
     "contradicted": ("#ef9a93", "xx"),
     "consistent": ("#d4bff0", "--"),
+    "matches memory": ("#dcdfe3", "||"),
+    "differs from memory": ("#b9bfc6", "++"),
     "not tested": ("#ffffff", ""),
 }
 
@@ -44,7 +53,7 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
     """One row per claim, chapters and claims in the order given; text and numbers only.
 
     ``mean``, ``low``, ``high``, ``level`` and ``unit`` are those of the effect that decided (empty for
-    arithmetic); ``recalled`` says that the verdict is against a number recalled from memory.
+    arithmetic); ``group`` is one of `GROUPS`; ``changed`` says that the rule was changed after a run.
     """
     rows = []
     for one in evidence:
@@ -58,16 +67,15 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "source": claim.source,
                     "kind": claim.kind,
                     "verdict": claim.verdict,
-                    "recalled": claim.provenance_of_paper_number == "recalled"
-                    and claim.verdict != "not tested",
+                    "group": group(claim),
+                    "changed": claim.changed is not None,
                     "synthetic": claim.synthetic,
                     "rule_is_younger": claim.rule_is_younger,
                     "scale": one.scale,
                     "scope": claim.scope,
                     "protocol": claim.protocol,
                     "paper": "; ".join(
-                        f"{n.name} = {format_number(n.value, n.decimals, n.unit)} ({n.where}, {n.provenance})"
-                        for n in claim.paper
+                        f"{n.name} = {paper_number(n)} ({n.where}, {n.provenance})" for n in claim.paper
                     ),
                     "paper_provenance": claim.provenance_of_paper_number,
                     "measured": _measured_text(claim),
@@ -87,6 +95,14 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def group(claim: ClaimEvidence) -> str:
+    """Whose number it is, of `GROUPS`; a claim of the paper that was not tested stays the paper's."""
+    if claim.own:
+        return "own"
+    remembered = claim.provenance_of_paper_number == "recalled" and claim.verdict != "not tested"
+    return "memory" if remembered else "paper"
+
+
 def _measured_text(claim: ClaimEvidence) -> str:
     """Every measured number as plain text."""
     parts = []
@@ -101,15 +117,15 @@ def _measured_text(claim: ClaimEvidence) -> str:
     return "; ".join(parts)
 
 
-def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
+def counts(claims: pd.DataFrame, group: str = "paper") -> pd.DataFrame:
     """How many claims of each chapter got each verdict, and over all chapters in the last row, ``all``.
 
     Parameters
     ----------
     claims : DataFrame
         From `collect`.
-    recalled : bool
-        Count the claims whose paper number was recalled (True) or all the others (False).
+    group : str
+        Which of `GROUPS` to count.
 
     Returns
     -------
@@ -117,11 +133,32 @@ def counts(claims: pd.DataFrame, *, recalled: bool = False) -> pd.DataFrame:
         Chapters × verdicts, in the order of `lib.ledger.verdicts.VERDICTS`.
     """
     chapters = list(dict.fromkeys(claims["chapter"]))
-    chosen = claims[claims["recalled"] == recalled]
+    chosen = claims[claims["group"] == group]
     table = pd.crosstab(chosen["chapter"], chosen["verdict"])
     table = table.reindex(index=chapters, columns=list(VERDICTS), fill_value=0)
     table.loc["all"] = table.sum()
     return table.astype(int)
+
+
+def rests_on(claims: pd.DataFrame) -> str:
+    """In a line: how many verdicts rest on a number that was read, and how many tables are reproduced."""
+    decided = claims[~claims["verdict"].isin(["not tested", "inconclusive"])]
+    paper = decided[decided["group"] == "paper"]
+    read = int(paper["paper_provenance"].isin(["paper", "authors' code", "cited"]).sum())
+    reproduced = int((claims["verdict"] == "reproduced").sum())
+    tables = (
+        f"{reproduced} numbers of papers are reproduced."
+        if reproduced
+        else ("No table of any paper is reproduced here yet.")
+    )
+    changed = int(claims["changed"].sum())
+    return (
+        f"Of {len(claims)} claims {len(decided)} are decided: {len(paper)} are what a paper says, {read} of "
+        f"these against a number that was read in the paper, its authors' code or a citing work; "
+        f"{int((decided['group'] == 'own').sum())} are our own checks, "
+        f"{int((decided['group'] == 'memory').sum())} are held against numbers that are only remembered. "
+        f"{tables} Rules that were changed after a run: {changed}, each marked."
+    )
 
 
 def in_words(row: pd.Series) -> str:
@@ -130,21 +167,22 @@ def in_words(row: pd.Series) -> str:
 
 
 def headline(claims: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Stacked bars of verdicts per chapter; verdicts against recalled numbers are a second, thinner bar."""
+    """Stacked bars of verdicts per chapter; thinner ones for our own checks and for remembered numbers."""
     use_style()
     bars, place = [], 0.0
     for chapter in dict.fromkeys(claims["chapter"]):
-        for recalled in (False, True):
-            row = counts(claims, recalled=recalled).loc[chapter]
-            if row.sum():
-                bars.append((place, fill(titles[chapter], 26), row[row > 0], recalled))
-                place += 0.62 if recalled else 0.7
+        for kind, label in GROUPS.items():
+            row = counts(claims, kind).loc[chapter]
+            main = kind == "paper"
+            if main or row.sum():
+                bars.append((place, fill(titles[chapter], 26) if main else label, row[row > 0], main))
+                place += 0.7 if main else 0.5
         place += 0.35
     figure, axis = plt.subplots(figsize=(7.6, 1.0 + 0.62 * place))
-    for place, title, row, recalled in bars:
-        _bar(axis, place, row, height=0.36 if recalled else 0.56)
-        label, style = ("recalled numbers", "italic") if recalled else (title, "normal")
-        name = {"fontsize": 9.5 if recalled else 10.5, "fontstyle": style, "ha": "right", "va": "center"}
+    for place, label, row, main in bars:
+        _bar(axis, place, row, height=0.56 if main else 0.34)
+        name = {"fontsize": 10.5 if main else 9, "fontstyle": "normal" if main else "italic"}
+        name |= {"ha": "right", "va": "center"}
         axis.text(-0.015, place, label, transform=axis.get_yaxis_transform(), **name)
     widest = max(row.sum() for _, _, row, _ in bars)
     axis.set(xlim=(-0.003 * widest, widest * 1.003), ylim=(bars[-1][0] + 0.5, -0.5))
@@ -179,8 +217,9 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     parts = []
     for chapter in dict.fromkeys(claims["chapter"]):
         parts.append(f"{titles[chapter]}: {in_words(counts(claims).loc[chapter])}")
-        apart = counts(claims, recalled=True).loc[chapter]
-        parts[-1] += f"; against recalled numbers: {in_words(apart)}" if apart.sum() else ""
+        for kind in ("own", "memory"):
+            apart = counts(claims, kind).loc[chapter]
+            parts[-1] += f"; {GROUPS[kind]}: {in_words(apart)}" if apart.sum() else ""
     made_up = int((claims["synthetic"] & (claims["verdict"] != "not tested")).sum())
     note = f" Verdicts that rest on made-up data: {made_up}." if made_up else ""
     return (
@@ -188,12 +227,13 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
         ":class: headline-figure\n:name: fig-headline\n"
         f":alt: Bars of verdict counts. {_plain('. '.join(parts))}.\n\n"
         f"What became of {len(claims)} claims at the scale of this book.{note} "
-        "Colour is doubled by hatching.\n```\n"
+        "Colour is doubled by hatching; thin bars: our own checks, and numbers only remembered.\n```\n"
+        f"\n{rests_on(claims)}\n"
     )
 
 
 def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """Counts per paper and overall, verdicts against recalled numbers in a table of their own."""
+    """Counts per paper and overall, each of `GROUPS` in a table of its own."""
     head = [
         "| paper | "
         + " | ".join(f"[{v}]{{.verdict .verdict-{v.replace(' ', '-')}}}" for v in VERDICTS)
@@ -211,14 +251,16 @@ def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
             for chapter, row in table.iterrows()
         ]
 
-    apart = counts(claims, recalled=True)
-    text = [*head, *body(counts(claims)), ""]
-    if apart.to_numpy().sum():
-        text += [
-            "Counted apart, because the paper's number was recalled from memory and not read anywhere:",
-            "",
-        ]
-        text += [*head, *body(apart[apart.sum(axis=1) > 0]), ""]
+    text = [rests_on(claims), "", "What the papers say:", "", *head, *body(counts(claims)), ""]
+    words = {
+        "own": "Our own checks, of definitions and code, and questions that the papers do not put:",
+        "memory": "Held against numbers that nobody could read and that are only remembered. To agree with a "
+        "memory confirms no paper, and disagreement contradicts none:",
+    }
+    for kind, sentence in words.items():
+        apart = counts(claims, kind)
+        if apart.to_numpy().sum():
+            text += [sentence, "", *head, *body(apart[apart.sum(axis=1) > 0]), ""]
     return "\n".join(text)
 
 

@@ -175,9 +175,9 @@ class Record:
         """The paper's numbers of a claim by name, for a cell that computes with them or draws them.
 
         Written with the claim's id as a literal, they belong to what the run measured: another number in the
-        ledger is then another run (`lib.runs.fingerprint`).
+        ledger is then another run (`lib.runs.fingerprint`). Ranges are left out.
         """
-        return {number.name: number.value for number in self.ledger[claim_id].paper}
+        return {n.name: n.value for n in self.ledger[claim_id].paper if n.value is not None}
 
     # --- while it runs ---
 

@@ -15,7 +15,7 @@ from docutils.nodes import make_id
 from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Ledger, PaperNumber
 from lib.ledger.verdicts import VERDICTS, Effect
-from lib.ledger.wording import badge, format_interval, format_number
+from lib.ledger.wording import badge, format_interval, format_number, paper_number, plural, signs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,8 @@ def numbers_frame(claims: Sequence[ClaimEvidence]) -> pd.DataFrame:
     for claim in claims:
         for number in claim.paper:
             ours = claim.measured[number.name]
-            row = (claim.id, number.name, number.provenance, number.value, ours, number.unit, claim.verdict)
+            reference = paper_number(number)
+            row = (claim.id, number.name, number.provenance, reference, ours, number.unit, claim.verdict)
             rows.append(row)
     names = ["claim", "number", "reference is", "reference", "ours", "unit", "verdict"]
     return pd.DataFrame(rows, columns=names)
@@ -132,7 +133,7 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
     rows = []
     for claim in claims:
         for number in claim.paper:
-            reference = format_number(number.value, number.decimals, number.unit)
+            reference = paper_number(number)
             ours = format_number(claim.measured[number.name], number.decimals)
             source = f"<small>{escape(number.provenance)}</small>"
             rows.append((claim.id, escape(number.name), reference, source, ours, badge(claim.verdict)))
@@ -143,19 +144,21 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
 def verdict_marks(claim: ClaimEvidence) -> str:
     """What stands beside a verdict: made-up data, a rule that was changed after the measurement."""
     marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+    if claim.changed:
+        marks += ' <span class="mark-younger">rule changed after a run</span>'
     if claim.rule_is_younger:
         marks += ' <span class="mark-younger">rule changed after the measurement</span>'
     return marks
 
 
 def tally(claims: Sequence[ClaimEvidence]) -> str:
-    """``2 exact, 1 holds``: verdicts counted, those against recalled numbers or made-up data named apart."""
+    """``2 exact, 1 holds``: verdicts counted, our own checks and those on made-up data named apart."""
     counted = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
     text = ", ".join(f"{count} {verdict}" for verdict, count in counted.items() if count) or "no verdict yet"
     judged = [claim for claim in claims if claim.verdict != "not tested"]
-    recalled = sum(claim.provenance_of_paper_number == "recalled" for claim in judged)
+    own = sum(claim.own for claim in judged)
     synthetic = sum(claim.synthetic for claim in judged)
-    text += f"; {recalled} of them against a recalled number" if recalled else ""
+    text += f"; {own} of them our own checks" if own else ""
     return text + (f"; {synthetic} of them on synthetic data" if synthetic else "")
 
 
@@ -182,14 +185,18 @@ def measured(claim: ClaimEvidence) -> str:
 
 
 def effect_text(effect: Effect, replicate: str) -> str:
-    """One effect: in whose favour, how large, how sure."""
-    size = format_interval(effect.mean, effect.low, effect.high, effect.unit, sign=True)
-    relative = f", {100 * effect.relative:+.1f} %" if effect.relative is not None else ""
+    """One effect: the quantity with its interval, what is claimed of it, how sure, and what could be seen."""
+    size = format_interval(effect.quantity, effect.quantity_low, effect.quantity_high, effect.unit)
+    relative = f" ({signs(f'{100 * effect.relative:+.1f}')} %)" if effect.relative is not None else ""
     sure = f"{100 * effect.level:.3g} % interval, " if effect.low is not None else ""
-    count = f"{effect.replicates} {replicate}{'s' * (effect.replicates > 1)}"
-    return (
-        f"{escape(effect.label)}: <span class='number'>{size}</span>{relative} <small>({sure}{count})</small>"
+    text = (
+        f"{escape(effect.label)} = <span class='number'>{escape(size)}</span>{relative}; claimed: "
+        f"{escape(effect.claimed)} <small>({sure}{escape(plural(effect.replicates, replicate))})</small>"
     )
+    if effect.outcome == "inconclusive" and effect.smallest:
+        smallest = escape(format_number(float(f"{effect.smallest:.2g}"), unit=effect.unit))
+        text += f" <small>This design finds {smallest} four times in five.</small>"
+    return text
 
 
 def paper_numbers(numbers: Sequence[PaperNumber], see: Sequence[str] = ()) -> str:
@@ -199,7 +206,7 @@ def paper_numbers(numbers: Sequence[PaperNumber], see: Sequence[str] = ()) -> st
     one_origin = len({number.provenance for number in numbers}) == 1
     items = [
         f"{escape(number.name)}: <span class='number'>"
-        f"{escape(format_number(number.value, number.decimals, number.unit))}</span>"
+        f"{escape(paper_number(number))}</span>"
         + ("" if one_origin else f" <small>({escape(number.provenance)})</small>")
         for number in numbers
     ]

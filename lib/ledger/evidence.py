@@ -21,7 +21,7 @@ from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 from lib.files import syntax_digest, write_atomically
 from lib.ledger.provenance import Provenance
 from lib.ledger.rules import Schema
-from lib.ledger.schema import Arithmetic, Claim, Interpretation, Ledger, PaperNumber, ScaleName
+from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, PaperNumber, ScaleName
 from lib.ledger.schema import Provenance as NumberProvenance
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
 
@@ -66,7 +66,8 @@ def _judging() -> str:
 
 def rule_identity(claim: Claim) -> str:
     """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
-    decisive = {"kind", "rule", "paper", "interpretations"}
+    number = {"value", "between", "arm", "metric", "label", "decimals", "tolerance", "provenance"}
+    decisive = {"kind": True, "rule": True, "interpretations": True, "paper": {"__all__": number}}
     content = claim.model_dump_json(include=decisive)
     return hashlib.sha256(f"{content} {_judging()}".encode()).hexdigest()[:16]
 
@@ -112,6 +113,8 @@ class ClaimEvidence(Schema):
     scope: str
     command: str
     caveat: str
+    own: bool = False
+    changed: Changed | None = None
     interpretations: tuple[Interpretation, ...]
     anchor: str
     rule_is_younger: bool = False
@@ -122,7 +125,9 @@ class ClaimEvidence(Schema):
     ) -> Self:
         """A claim of the ledger with its verdict."""
         shared = {name: getattr(claim, name) for name in ("statement", "source", "kind", "paper", "see")}
-        shared |= {name: getattr(claim, name) for name in ("replicate", "caveat", "interpretations")}
+        more = ("replicate", "caveat", "changed", "interpretations")
+        shared |= {name: getattr(claim, name) for name in more}
+        shared["own"] = claim.own
         return cls(
             **shared,
             **{name: getattr(verdict, name) for name in Verdict.model_fields},

@@ -7,12 +7,15 @@ is simulated over ten thousand (``book/verdict_simulation.py``, ``tests/lib/test
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import nctdtrinc, stdtrit
 
 #: Confidence of a verdict's interval: 95 % and a reserve. An exact 95 % interval gives false verdicts
 #: *around* 5 % of the time, and slightly more for light tails (5.3 % for uniform measurements); 96 % keeps
 #: them below 5 % there too.
 LEVEL = 0.96
+
+#: How often a design should find an effect that is called the smallest it can find: four times in five.
+POWER = 0.8
 
 #: Below three no interval is given: one difference has no spread, two have a t quantile of 15.9.
 MINIMUM_REPLICATES = 3
@@ -46,6 +49,33 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray,
 def adjusted_level(parts: int, level: float = LEVEL) -> float:
     """Bonferroni: the level at which each of `parts` intervals is taken so that all cover at `level`."""
     return 1 - (1 - level) / parts
+
+
+def smallest_effect(margins: np.ndarray, level: float = LEVEL, power: float = POWER) -> np.ndarray:
+    """The smallest true effect that as many replicates, spread as these are, find with a chance of `power`.
+
+    To find means that the two-sided interval lies above zero, for normal margins: the statistic follows the
+    noncentral t distribution, whose centre is solved for.
+
+    Parameters
+    ----------
+    margins : array (..., replicates)
+        At least two; only their spread counts.
+    level, power : float
+        In (0, 1).
+
+    Returns
+    -------
+    array (...)
+        In the unit of the margins.
+    """
+    margins = np.asarray(margins, dtype=float)
+    count = margins.shape[-1]
+    if count < 2:
+        raise ValueError(f"a spread needs at least 2 replicates, got {count}")
+    needed = stdtrit(count - 1, (1 + level) / 2)
+    centre = nctdtrinc(count - 1, 1 - power, needed)
+    return centre * margins.std(-1, ddof=1) / np.sqrt(count)
 
 
 def replicated(margins: np.ndarray, resolution: float | np.ndarray = 0.0) -> np.ndarray:

@@ -25,13 +25,18 @@ class Schema(BaseModel):
 
 
 class Contrast(Schema):
-    """Every `better` arm beats every `worse` arm on every `metric`; `direction` says which way is better."""
+    """Every `better` arm beats every `worse` arm on every `metric`; `direction` says which way is better.
+
+    `percent` says whether a difference may be shown as a share of the other arm: not for decibels, logarithms
+    and other scales without a zero that means "none".
+    """
 
     metric: Names
     better: Names
     worse: Names
     direction: Literal["higher", "lower"]
     unit: str = ""
+    percent: bool = True
 
     @model_validator(mode="after")
     def _two_sides(self) -> Contrast:
@@ -45,9 +50,15 @@ class Contrast(Schema):
         for metric in self.metric:
             for better in self.better:
                 for worse in self.worse:
-                    word = "over" if self.direction == "higher" else "under"
-                    label = f"{metric}: {better} {word} {worse}"
-                    yield Term(label=label, metric=metric, arms=(better, worse), sign=sign, unit=self.unit)
+                    yield Term(
+                        label=f"{metric}: {better} − {worse}",
+                        claimed="above 0" if self.direction == "higher" else "below 0",
+                        metric=metric,
+                        arms=(better, worse),
+                        sign=sign,
+                        unit=self.unit,
+                        percent=self.percent,
+                    )
 
 
 class Limit(Schema):
@@ -75,7 +86,8 @@ class Limit(Schema):
             "ratio": f"{self.arm} / {self.to}",
         }
         yield Term(
-            label=f"{self.metric}: {what[self.of]} {'≤' if self.op == '<=' else '≥'} {self.limit:g}",
+            label=f"{self.metric}: {what[self.of]}",
+            claimed=f"{'≤' if self.op == '<=' else '≥'} {self.limit:g}".replace("-", "−"),
             metric=self.metric,
             arms=(self.arm,) if self.to is None else (self.arm, self.to),
             sign=-1.0 if self.op == "<=" else 1.0,
@@ -86,15 +98,24 @@ class Limit(Schema):
 
 
 class Term(Schema):
-    """One inequality of a rule, read as "this margin, per seed, is above zero"."""
+    """One inequality of a rule, read as "this margin, per seed, is above zero".
+
+    `label` names the quantity in it, `claimed` what is said of that.
+    """
 
     label: str
+    claimed: str
     metric: str
     arms: tuple[str, ...]
     sign: float
     of: Literal["value", "difference", "ratio"] = "difference"
     limit: float = 0.0
     unit: str = ""
+    percent: bool = False
+
+    def quantity_of(self, margin: float) -> float:
+        """The quantity at a margin: of a limit "x ≤ 3" a margin of 1 is x = 2."""
+        return self.sign * margin + self.limit
 
     def margin(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """Margin (seeds,) in favour of the claim, from each arm's values (seeds,)."""
@@ -122,7 +143,7 @@ class Rule(Schema):
 
     @model_validator(mode="after")
     def _no_term_twice(self) -> Rule:
-        labels = [term.label for term in self.terms()]
+        labels = [f"{term.label} {term.claimed}" for term in self.terms()]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"stated twice: {twice[0]}")
         return self

@@ -56,10 +56,12 @@ class PaperNumber(Schema):
     """A number of the paper, and where it was read.
 
     `arm` and `metric` tie it to a measurement (a number without them is context: shown, never judged
-    against); `decimals` is the printed precision, `tolerance` an absolute one in the number's unit.
+    against); `decimals` is the printed precision, `tolerance` an absolute one in the number's unit. Where the
+    paper gives a range (``[1, 10]``), `between` stands in the place of `value`.
     """
 
-    value: FiniteFloat
+    value: FiniteFloat | None = None
+    between: tuple[FiniteFloat, FiniteFloat] | None = None
     where: Text
     provenance: Provenance
     unit: str = ""
@@ -73,12 +75,27 @@ class PaperNumber(Schema):
     def _named(self) -> PaperNumber:
         if not self.name:
             raise ValueError("a number needs a label, or an arm and a metric")
+        if (self.value is None) == (self.between is None):
+            raise ValueError("a number has a value or, where the paper gives a range, between")
+        if self.between is not None and self.between[0] >= self.between[1]:
+            raise ValueError(f"between must be the lower and the upper end, got {list(self.between)}")
         return self
 
     @property
     def name(self) -> str:
         """Its label, else ``metric, arm``."""
         return self.label or ", ".join(part for part in (self.metric, self.arm) if part)
+
+
+class Changed(Schema):
+    """A rule, a limit or an arm that was changed after measurements had been seen.
+
+    `was` says what stood there, `why` the reason, `after` what had been seen by then.
+    """
+
+    was: Text
+    why: Text
+    after: Text
 
 
 class ScaleEntry(Schema):
@@ -125,7 +142,13 @@ class Interpretation(Schema):
 
 
 class ClaimBase(Schema):
-    """What every kind of claim has. `see` names claims whose numbers this one sums up."""
+    """What every kind of claim has.
+
+    `see` names claims whose numbers this one sums up. `own` marks what the paper does not say: a check of our
+    definitions or our code, or a question of ours. `computed_from` says where the paper's own inputs of our
+    number were read, if there are any: a count from remembered ranks is a memory, too. `changed` is declared where a rule is younger than what it
+    was first tried on; the confirming run uses seeds that no trial used.
+    """
 
     id: str = Field(pattern=r"^[A-Z][0-9]+[a-z]?$")
     statement: Text
@@ -136,6 +159,9 @@ class ClaimBase(Schema):
     protocol: Text
     replicate: Text = "seed"
     caveat: str = ""
+    own: bool = False
+    computed_from: Provenance | None = None
+    changed: Changed | None = None
     exploratory: bool = False
     interpretations: tuple[Interpretation, ...] = ()
 
@@ -177,9 +203,16 @@ class ClaimBase(Schema):
 
     @property
     def provenance(self) -> str | None:
-        """The least certain provenance among the numbers it is judged against (else among all), or None."""
-        numbers = self.judged_numbers() or self.paper
-        return max((n.provenance for n in numbers), key=PROVENANCES.index, default=None)
+        """Whose number decides what its verdict may be called; None if the paper gives none.
+
+        The least certain among the numbers that it is judged against and the inputs of ours. A claim that is
+        judged in direction only, with numbers beside it as context, was read if one of these was.
+        """
+        judged = [number.provenance for number in self.judged_numbers()]
+        context = [number.provenance for number in self.paper]
+        found = judged or ([min(context, key=PROVENANCES.index)] if context else [])
+        found += [self.computed_from] if self.computed_from else []
+        return max(found, key=PROVENANCES.index, default=None)
 
 
 class Comparison(ClaimBase):
@@ -215,7 +248,8 @@ class Arithmetic(ClaimBase):
         if not names or len(set(names)) < len(names):
             raise ValueError("paper: an arithmetic claim needs at least one number, each with its own name")
         for number in self.paper:
-            if number.tolerance is None and number.decimals is None and self.rule.tolerance is None:
+            stated = (number.between, number.tolerance, number.decimals, self.rule.tolerance)
+            if all(one is None for one in stated):
                 raise ValueError(f"paper: {number.name!r} needs decimals or a tolerance to be judged by")
         return self
 
@@ -227,9 +261,12 @@ class Arithmetic(ClaimBase):
         """All of them."""
         return self.paper
 
-    def allowed(self, number: PaperNumber) -> float:
-        """How far ours may be from `number`: its tolerance, the rule's, or half its last printed digit."""
-        return number.tolerance or self.rule.tolerance or 0.5 * 10.0**-number.decimals
+    def allowed(self, number: PaperNumber) -> tuple[float, float]:
+        """Where ours may lie: in the paper's range, or within a tolerance or half its last printed digit."""
+        if number.between is not None:
+            return number.between
+        near = number.tolerance or self.rule.tolerance or 0.5 * 10.0**-number.decimals
+        return number.value - near, number.value + near
 
 
 Claim = Comparison | Bound | Measurement | Arithmetic

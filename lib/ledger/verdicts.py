@@ -21,15 +21,33 @@ from lib.ledger.intervals import (
     decide_parts,
     mean_interval,
     replicated,
+    smallest_effect,
 )
 from lib.ledger.rules import Schema, Term
-from lib.ledger.schema import Arithmetic, Claim, Measurement
-from lib.ledger.wording import listed
+from lib.ledger.schema import Arithmetic, Claim, Measurement, PaperNumber
+from lib.ledger.wording import format_number, listed, paper_number, plural
 
 VerdictName = Literal[
-    "exact", "reproduced", "holds", "inconclusive", "contradicted", "consistent", "not tested"
+    "exact",
+    "reproduced",
+    "holds",
+    "inconclusive",
+    "contradicted",
+    "consistent",
+    "matches memory",
+    "differs from memory",
+    "not tested",
 ]
 VERDICTS: tuple[str, ...] = get_args(VerdictName)
+
+MEMORY = {
+    "exact": "matches memory",
+    "reproduced": "matches memory",
+    "holds": "matches memory",
+    "consistent": "matches memory",
+    "contradicted": "differs from memory",
+}
+"""What a verdict is called where the paper's number was not read anywhere, but remembered."""
 
 
 class Summary(Schema):
@@ -42,13 +60,20 @@ class Summary(Schema):
 
 
 class Effect(Schema):
-    """One part of a rule, as measured: the mean margin in the claim's favour, and its interval.
+    """One part of a rule, as measured: a quantity, what is claimed of it, and the margin between the two.
 
-    `relative` is the margin over the size of the other arm's mean; `level` the interval's confidence, higher
-    than usual where several parts share the chance of a false contradiction.
+    `mean`, `low` and `high` are the margin in the claim's favour and its interval; `quantity`,
+    `quantity_low` and `quantity_high` the same of the quantity itself, as people read it. `relative` is a
+    difference as a share of the other arm's mean, where that makes sense; `level` the interval's confidence,
+    higher than usual where several parts share the chance of a false contradiction; `smallest` the smallest
+    effect that this design finds four times in five.
     """
 
     label: str
+    claimed: str
+    quantity: FiniteFloat
+    quantity_low: FiniteFloat | None
+    quantity_high: FiniteFloat | None
     unit: str
     mean: FiniteFloat
     low: FiniteFloat | None
@@ -56,7 +81,13 @@ class Effect(Schema):
     level: float
     replicates: int
     relative: FiniteFloat | None
+    smallest: FiniteFloat | None = None
     outcome: Literal["holds", "inconclusive", "contradicted"]
+
+    @property
+    def says(self) -> str:
+        """The inequality in words."""
+        return f"{self.label}, claimed {self.claimed}"
 
 
 class Verdict(Schema):
@@ -112,6 +143,8 @@ def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool
         tried = "; ".join(f"{tried.reading}: {tried.outcome}" for tried in claim.interpretations)
         outcome["verdict"] = "consistent"
         outcome["reason"] += f" Under a reading chosen after the paper's number was known. Tried: {tried}."
+    if claim.provenance == "recalled":
+        outcome["verdict"] = MEMORY.get(outcome["verdict"], outcome["verdict"])
     return Verdict(id=claim.id, synthetic=entry.synthetic, scope=entry.scope, **outcome)
 
 
@@ -137,9 +170,11 @@ def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any
     ours, off = {}, []
     for name, number in expected.items():
         ours[name] = float(_vector(claim, name, [measured[name]])[0])
+        low, high = claim.allowed(number)
         # Decimal fractions are not exact in binary: a difference of half a digit may come out a hair larger.
-        if abs(ours[name] - number.value) > claim.allowed(number) * (1 + 1e-9) + 1e-12 * abs(number.value):
-            off.append(f"{name}: ours {ours[name]:.10g}, the paper's {number.value:.10g}")
+        hair = 1e-9 * (high - low) + 1e-12 * max(abs(low), abs(high))
+        if not low - hair <= ours[name] <= high + hair:
+            off.append(f"{name}: ours {format_number(ours[name])}, the paper's {paper_number(number)}")
     if off:
         return {"verdict": "contradicted", "reason": "; ".join(off) + ".", "measured": ours}
     count = "The number agrees" if len(ours) == 1 else f"{len(ours)} of {len(ours)} numbers agree"
@@ -168,7 +203,7 @@ def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dic
     }
     whole = combined(outcomes)
     if whole < 0:
-        against = [effect.label for effect in effects if effect.outcome == "contradicted"]
+        against = [effect.says for effect in effects if effect.outcome == "contradicted"]
         return result | {
             "verdict": "contradicted",
             "reason": listed("The measurements say the opposite", against),
@@ -189,7 +224,8 @@ def _values(claim: Claim, measured: Mapping[str, Any]) -> dict[str, dict[str, np
     counts = {f"{arm} ({m})": len(vector) for m, arms in values.items() for arm, vector in arms.items()}
     if len(set(counts.values())) > 1:
         seen = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"{claim.id}: every arm needs the same number of {claim.replicate}s, got {seen}")
+        several = plural(2, claim.replicate).removeprefix("2 ")
+        raise ValueError(f"{claim.id}: every arm needs the same number of {several}, got {seen}")
     return values
 
 
@@ -224,19 +260,27 @@ def _effect(
     term: Term, margin: np.ndarray, outcome: int, values: dict[str, np.ndarray], parts: int
 ) -> Effect:
     level = adjusted_level(parts) if outcome < 0 else LEVEL
-    low = high = None
+    low = high = smallest = None
     if margin.size >= MINIMUM_REPLICATES:
         _, low, high = mean_interval(margin, level)
-    reference = abs(values[term.arms[-1]].mean()) if term.of == "difference" else abs(term.limit)
+        smallest = smallest_effect(margin)
+    ends = [end if end is None else term.quantity_of(end) for end in (low, high)]
+    reference = abs(values[term.arms[-1]].mean())
+    quantity = term.quantity_of(margin.mean())
     return Effect(
         label=term.label,
+        claimed=term.claimed,
+        quantity=quantity,
+        quantity_low=ends[0] if term.sign > 0 else ends[1],
+        quantity_high=ends[1] if term.sign > 0 else ends[0],
         unit=term.unit,
         mean=margin.mean(),
         low=low,
         high=high,
         level=level,
         replicates=margin.size,
-        relative=margin.mean() / reference if reference else None,
+        relative=quantity / reference if term.percent and reference else None,
+        smallest=smallest,
         outcome=("inconclusive", "holds", "contradicted")[outcome],
     )
 
@@ -253,12 +297,12 @@ def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str
     """Holds or reproduced: the direction is there; are the paper's numbers?"""
     numbers = claim.judged_numbers()
     if not claim.entry(scale).reproduces or isinstance(claim, Measurement) or not numbers:
-        return {"verdict": "holds", "reason": "Every interval excludes no effect, in the claimed direction."}
+        return {"verdict": "holds", "reason": "Every interval lies on the claimed side."}
     off = [
-        f"{number.name} (ours {values[number.metric][number.arm].mean():.4g}, the paper's {number.value:.4g})"
+        f"{number.name} (ours {format_number(values[number.metric][number.arm].mean())}, "
+        f"the paper's {paper_number(number)})"
         for number in numbers
-        if abs(values[number.metric][number.arm].mean() - number.value)
-        > (number.tolerance or claim.rule.tolerance * abs(number.value))
+        if not _near(claim, number, values[number.metric][number.arm].mean())
     ]
     if off:
         return {"verdict": "holds", "reason": listed("The direction holds, but not these numbers", off)}
@@ -272,14 +316,20 @@ def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str
     return {"verdict": "reproduced", "reason": reason}
 
 
+def _near(claim: Claim, number: PaperNumber, ours: float) -> bool:
+    """Whether a mean of ours reproduces a number of the paper."""
+    if number.between is not None:
+        return number.between[0] <= ours <= number.between[1]
+    return abs(ours - number.value) <= (number.tolerance or claim.rule.tolerance * abs(number.value))
+
+
 def _doubt(claim: Claim, margins: np.ndarray, effects: tuple[Effect, ...], resolution: np.ndarray) -> str:
     count = margins.shape[-1]
     if count < MINIMUM_REPLICATES:
-        plural = "" if count == 1 else "s"
-        return f"{count} {claim.replicate}{plural}; an interval needs at least {MINIMUM_REPLICATES}."
+        return f"{plural(count, claim.replicate)}; an interval needs at least {MINIMUM_REPLICATES}."
     copies = ~replicated(margins, resolution)
     if copies.any():
         labels = [effect.label for effect, copy in zip(effects, copies, strict=True) if copy]
         return listed(f"The same difference for every {claim.replicate}, so these are not replicates", labels)
-    open_parts = [effect.label for effect in effects if effect.outcome != "holds"]
-    return listed("The interval includes no effect", open_parts)
+    open_parts = [effect.says for effect in effects if effect.outcome != "holds"]
+    return listed("The interval lies on both sides", open_parts)

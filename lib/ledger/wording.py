@@ -6,6 +6,7 @@ from html import escape
 
 import numpy as np
 
+from lib.ledger.schema import PaperNumber
 from lib.listing import first_few
 
 
@@ -20,14 +21,30 @@ def listed(text: str, items: list[str], shown: int = 3) -> str:
 
 
 def format_number(value: float, decimals: int | None = None, unit: str = "") -> str:
-    """A number for people: `decimals` as printed, else four significant digits; thousands set apart."""
+    """A number for people: `decimals` as printed, else at most four digits; thousands apart, true minus."""
     if decimals is not None:
         text = f"{value:,.{decimals}f}"
-    elif float(value).is_integer() and abs(value) < 1e15:
+    elif (float(value).is_integer() and abs(value) < 1e15) or 1000 <= abs(value) < 1e15:
         text = f"{value:,.0f}"
     else:
-        text = f"{value:,.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
-    return f"{text.replace(',', ' ')} {unit}".strip()
+        text = f"{value:.4g}" if 1e-4 <= abs(value) < 1e3 else f"{value:.3e}"
+    return f"{signs(text)} {unit}".strip()
+
+
+def paper_number(number: PaperNumber) -> str:
+    """A number as the paper gives it, with the tolerance stated for it: ``25 ± 1 M``, ``1 to 10 M``."""
+    if number.between is not None:
+        ends = " to ".join(format_number(end) for end in number.between)
+        return f"{ends} {number.unit}".strip()
+    text = format_number(number.value, number.decimals)
+    if number.tolerance is not None:
+        text += f" ± {format_number(number.tolerance)}"
+    return f"{text} {number.unit}".strip()
+
+
+def signs(text: str) -> str:
+    """A number with a true minus sign, and a thin space between thousands."""
+    return text.replace("-", "−").replace(",", " ")
 
 
 def format_interval(
@@ -36,7 +53,14 @@ def format_interval(
     """``0.031 [0.010, 0.052] unit``, to two digits of the half-width; `sign` also writes a plus."""
     mark = "+" if sign else ""
     if low is None or high is None:
-        return f"{mean:{mark}.4g} {unit}".strip()
+        return signs(f"{mean:{mark}.4g} {unit}".strip())
     half = (high - low) / 2
     digits = min(12, max(0, 1 - int(np.floor(np.log10(half))))) if half > 0 else 4
-    return f"{mean:{mark}.{digits}f} [{low:{mark}.{digits}f}, {high:{mark}.{digits}f}] {unit}".strip()
+    numbers = [f"{value:{mark},.{digits}f}".replace(",", " ") for value in (mean, low, high)]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}".replace("-", "−").strip()
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 seed``, ``5 seeds``, ``5 blocks of rounds``."""
+    head, of, rest = noun.partition(" of ")
+    return f"{count} {head}{'' if count == 1 else 's'}{of}{rest}"

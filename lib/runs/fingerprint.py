@@ -280,7 +280,9 @@ def _of_ledger(chapter: str, scale: str, notebook: NotebookNode, root: Path) -> 
                 literal = node.args and isinstance(node.args[0], ast.Constant)
                 for name in [node.args[0].value] if literal else entries:
                     numbers = ledger[name].paper if name in entries else ()
-                    used[f"published {name}"] = [[number.name, number.value] for number in numbers]
+                    used[f"published {name}"] = [
+                        [number.name, number.value, number.between] for number in numbers
+                    ]
     return used
 
 

@@ -12,28 +12,49 @@ from lib.ledger.verdicts import VERDICTS
 
 @pytest.fixture
 def varied(evidence):
-    """Evidence with one claim per verdict, and a second `holds` against a recalled number."""
+    """Evidence with one claim per verdict, and a second `holds` that is ours and one that is remembered."""
     pattern = next(claim for claim in evidence.claims if claim.interval)
+    pattern = pattern.model_copy(update={"own": False, "provenance_of_paper_number": "paper"})
     claims = [pattern.model_copy(update={"id": f"A{n}", "verdict": v}) for n, v in enumerate(VERDICTS)]
-    recalled = {"id": "B1", "verdict": "holds", "provenance_of_paper_number": "recalled", "synthetic": False}
-    claims.append(pattern.model_copy(update=recalled))
-    untested = {"id": "B2", "verdict": "not tested", "provenance_of_paper_number": "recalled"}
-    claims.append(pattern.model_copy(update=untested))
+    remembered = {"provenance_of_paper_number": "recalled", "synthetic": False}
+    claims.append(pattern.model_copy(update=remembered | {"id": "B1", "verdict": "matches memory"}))
+    claims.append(pattern.model_copy(update=remembered | {"id": "B2", "verdict": "not tested"}))
+    claims.append(pattern.model_copy(update={"id": "E1", "verdict": "holds", "own": True}))
     return evidence.model_copy(update={"claims": tuple(claims)})
 
 
-def test_counts_add_up_and_recalled_numbers_are_apart(varied):
+def test_counts_add_up_and_whose_number_it_is_stands_apart(varied):
     claims = scorecard.collect([varied, varied.model_copy(update={"chapter": "other"})])
-    ours, apart = scorecard.counts(claims), scorecard.counts(claims, recalled=True)
+    ours, own, memory = (scorecard.counts(claims, group) for group in ("paper", "own", "memory"))
     assert list(ours.columns) == list(VERDICTS)
-    assert ours.loc["template"].to_dict() == {verdict: 1 for verdict in VERDICTS} | {"not tested": 2}
-    assert apart.loc["template"].to_dict() == {verdict: 0 for verdict in VERDICTS} | {"holds": 1}
-    assert ours.loc["all"].sum() + apart.loc["all"].sum() == len(claims) == 2 * (len(VERDICTS) + 2)
+    none = dict.fromkeys(VERDICTS, 0)
+    assert ours.loc["template"].to_dict() == dict.fromkeys(VERDICTS, 1) | {"not tested": 2}
+    assert own.loc["template"].to_dict() == none | {"holds": 1}
+    assert memory.loc["template"].to_dict() == none | {"matches memory": 1}
+    assert (
+        sum(table.loc["all"].sum() for table in (ours, own, memory)) == len(claims) == 2 * (len(VERDICTS) + 3)
+    )
 
 
 def test_counts_of_chapters_that_have_none_are_zero(evidence):
-    apart = scorecard.counts(scorecard.collect([evidence]), recalled=True)
+    apart = scorecard.counts(scorecard.collect([evidence]), "memory")
     assert apart.loc["template"].sum() == apart.loc["all"].sum() == 0
+
+
+def test_what_verdicts_rest_on_is_said_in_a_line(varied):
+    line = scorecard.rests_on(scorecard.collect([varied]))
+    # Nine verdicts of the paper, one of which is "not tested" and one "inconclusive"; one more untested.
+    assert line.startswith("Of 12 claims 9 are decided: 7 are what a paper says, 7 of these against a number")
+    assert (
+        "1 are our own checks, 1 are held against numbers that are only remembered. 1 numbers of papers"
+        in line
+    )
+    claims = tuple(claim for claim in varied.claims if claim.verdict != "reproduced")
+    changed = claims[0].model_copy(update={"changed": {"was": "a", "why": "b", "after": "c"}})
+    line = scorecard.rests_on(
+        scorecard.collect([varied.model_copy(update={"claims": (changed, *claims[1:])})])
+    )
+    assert "No table of any paper is reproduced here yet. Rules that were changed after a run: 1" in line
 
 
 def test_no_evidence_is_refused():
@@ -92,7 +113,7 @@ def test_headline_has_words_for_every_count(varied):
     alternative = re.search(r":alt: (.*)", text)[1]
     for verdict in VERDICTS:
         assert verdict in alternative
-    assert "against recalled numbers: 1 holds" in alternative
+    assert "our own checks: 1 holds; numbers only remembered: 1 matches memory" in alternative
 
 
 def test_headline_tells_verdicts_apart_without_colour(varied):
@@ -102,7 +123,7 @@ def test_headline_tells_verdicts_apart_without_colour(varied):
     assert len(set(looks)) == len(VERDICTS)
     words = {text.get_text() for text in figure.axes[0].texts}
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(VERDICTS)
-    assert {"Student (1908)", "recalled numbers"} <= words
+    assert {"Student (1908)", "our own checks", "numbers only remembered"} <= words
 
 
 def test_fragments_are_the_same_for_the_same_evidence(evidence, tmp_path):

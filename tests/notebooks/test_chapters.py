@@ -161,6 +161,14 @@ def test_the_code_that_is_shown_exists(chapter):
 
 
 @every_chapter
+def test_no_line_of_prose_vanishes(chapter):
+    """MyST reads a line that begins with a per-cent sign as a comment, and says nothing."""
+    for cell in read_chapter(chapter).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"^\s*%", cell.source, re.MULTILINE), cell.source
+
+
+@every_chapter
 def test_text_holds_no_outputs(chapter):
     assert not re.search(rf"[A-Za-z0-9+/]{{{CHARACTERS}}}", text(chapter))
     for cell in code(chapter):

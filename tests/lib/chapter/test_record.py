@@ -50,6 +50,7 @@ LEDGER = {
         | {
             "id": "E1",
             "kind": "arithmetic",
+            "own": True,
             "scales": {scale: {"tested": True, "synthetic": True} for scale in SCALES},
             "paper": [
                 {"label": "answer", "value": 42, "decimals": 0, "where": "p. 1", "provenance": "paper"}
@@ -124,7 +125,7 @@ def test_a_whole_run(record, root):
     again = Evidence.load(root / "run" / "evidence.json")
     assert again == whole
     assert [(c.id, c.verdict) for c in again.claims] == [
-        ("C1", "holds"),
+        ("C1", "matches memory"),
         ("C2", "not tested"),
         ("E1", "exact"),
     ]
@@ -145,7 +146,7 @@ def test_a_whole_run(record, root):
         assert all((root / "run" / file).stat().st_size for file in artifact.files)
     assert (root / "run" / "tables" / "numbers.csv").read_text() == "a\n1.5\n"
     assert "half-way" in (root / "run" / "log.txt").read_text()
-    assert "C1: holds" in (root / "run" / "log.txt").read_text()
+    assert "C1: matches memory" in (root / "run" / "log.txt").read_text()
 
 
 def test_evidence_has_the_published_keys(record):
@@ -176,7 +177,7 @@ def test_closing_asks_for_every_claim(record):
 
 def test_a_claim_is_judged_once(record):
     record.judge("C1", RESULTS)
-    with pytest.raises(ValueError, match="C1 was already judged: holds"):
+    with pytest.raises(ValueError, match="C1 was already judged: matches memory"):
         record.judge("C1", RESULTS)
     with pytest.raises(ValueError, match="C1 was already judged"):
         record.not_tested("C1")
@@ -320,7 +321,7 @@ def test_tables_are_tables(record):
 def test_verdicts_are_words_and_caveats_are_always_there(record):
     fill(record)
     page = soup(record.verdicts())
-    assert [one.text for one in page.select(".verdict")] == ["holds", "not tested", "exact"]
+    assert [one.text for one in page.select(".verdict")] == ["matches memory", "not tested", "exact"]
     assert page.select(".verdict")[1]["class"] == ["verdict", "verdict-not-tested"]
     assert len(page.select(".mark-synthetic")) == 1
     recalled = page.select(".mark-recalled")
@@ -328,7 +329,7 @@ def test_verdicts_are_words_and_caveats_are_always_there(record):
     assert not recalled[0].find_parent("details")
     assert "run me" in page.text and "on <small> data" in page.text
     assert page.caption.text == (
-        "1 exact, 1 holds, 1 not tested; 1 of them against a recalled number; 1 of them on synthetic data"
+        "1 exact, 1 matches memory, 1 not tested; 1 of them our own checks; 1 of them on synthetic data"
     )
     assert page.find("a")["href"] == "#toy-c1"
     assert "96 % interval, 3 seeds" in page.text
@@ -353,7 +354,9 @@ def test_the_ledger_of_meantime_is_shown_at_every_scale(tmp_path):
 
 def test_a_verdict_shows_itself_and_says_so(record):
     data, metadata = record.judge("C1", RESULTS)._repr_mimebundle_()
-    assert data["text/html"].startswith('<p>C1: <strong class="verdict verdict-holds">holds</strong> Every')
+    assert data["text/html"].startswith(
+        '<p>C1: <strong class="verdict verdict-matches-memory">matches memory</strong> Every'
+    )
     assert metadata == {"companion": {"shows": "verdict C1"}}
 
 
@@ -382,11 +385,11 @@ def test_measurements_are_judged_again_by_todays_ledger(record, root):
     (part,) = RULE["parts"]
     turned = stored.judged_by(changed(root, rule={"parts": [part | {"direction": "lower"}]}))
     assert [(c.id, c.verdict, c.rule_is_younger) for c in turned.claims] == [
-        ("C1", "contradicted", True), ("C2", "not tested", False), ("E1", "exact", False)
+        ("C1", "differs from memory", True), ("C2", "not tested", False), ("E1", "exact", False)
     ]  # fmt: skip
     # An arm that no rule asked for when it was measured.
     other = stored.judged_by(changed(root, rule={"parts": [part | {"worse": "chance"}]}))
-    assert other.claims[0].effects[0].label == "accuracy: ours over chance"
+    assert other.claims[0].effects[0].label == "accuracy: ours − chance"
     # Words are no rule.
     said = stored.judged_by(changed(root, statement="Better.", caveat="Only here."))
     assert (said.claims[0].statement, said.claims[0].rule_is_younger) == ("Better.", False)
@@ -429,7 +432,7 @@ def test_numbers_are_shown_and_saved_with_their_reference(record):
     assert shown._repr_mimebundle_()[1] == {"companion": {"shows": "numbers arithmetic E1"}}
     written = (record.folder / "tables/arithmetic.csv").read_text().splitlines()
     assert written[0] == "claim,number,reference is,reference,ours,unit,verdict"
-    assert written[1] == "E1,answer,paper,42.0,42.0,,exact"
+    assert written[1] == "E1,answer,paper,42,42.0,,exact"
 
 
 def test_a_number_for_the_text(record, monkeypatch):

@@ -10,8 +10,8 @@ import yaml
 
 from lib.ledger.intervals import LEVEL
 from lib.ledger.schema import PROVENANCES, SCALES, load_ledger
-from lib.ledger.verdicts import VERDICTS, judge, not_tested
-from lib.ledger.wording import format_interval, format_number
+from lib.ledger.verdicts import MEMORY, VERDICTS, judge, not_tested
+from lib.ledger.wording import format_interval, format_number, paper_number
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -82,7 +82,7 @@ def test_comparison_holds_and_says_how_large(tmp_path):
 def test_the_other_way_round_is_contradicted(tmp_path):
     verdict = judge(load(tmp_path), results(*reversed(CLEAR["accuracy"].values())), "book")
     assert verdict.verdict == "contradicted"
-    assert "accuracy: ours over theirs" in verdict.reason
+    assert "accuracy: ours − theirs, claimed above 0" in verdict.reason
 
 
 def test_lower_can_be_better(tmp_path):
@@ -131,11 +131,11 @@ def test_all_parts_must_hold_and_the_weakest_is_shown(tmp_path):
     assert (verdict.verdict, len(verdict.effects)) == ("holds", 4)
     verdict = judge(one, {"a": arms, "b": arms | {"y": [0.9, 0.9, 0.95]}}, "book")
     assert verdict.verdict == "inconclusive"
-    assert verdict.interval.label == "b: ours over y"
+    assert verdict.interval.label == "b: ours − y"
     assert [effect.outcome for effect in verdict.effects] == ["holds", "holds", "holds", "inconclusive"]
     verdict = judge(one, {"a": arms, "b": arms | {"y": [9.9, 9.91, 9.92]}}, "book")
     assert verdict.verdict == "contradicted"
-    assert verdict.interval.label == "b: ours over y"
+    assert verdict.interval.label == "b: ours − y"
     assert verdict.interval.level == pytest.approx(1 - (1 - LEVEL) / 4)
 
 
@@ -161,11 +161,11 @@ def test_bounds(tmp_path):
 def test_arithmetic(tmp_path):
     numbers = [
         {"label": "count", "value": 418329, "decimals": 0, "where": "code", "provenance": "derived"},
-        {"label": "hours", "value": 13.09, "decimals": 2, "where": "code", "provenance": "recalled"},
+        {"label": "hours", "value": 13.09, "decimals": 2, "where": "code", "provenance": "authors' code"},
         {"label": "gain", "value": 9.31, "tolerance": 0.02, "where": "Table", "provenance": "paper"},
     ]
     one = load(tmp_path, kind="arithmetic", rule={}, paper=numbers)
-    assert one.provenance == "recalled"
+    assert one.provenance == "derived"
     ours = {"count": 418329, "hours": 13.0881, "gain": 9.2941}
     assert judge(one, ours, "smoke").verdict == "exact"
     assert judge(one, ours | {"hours": 13.095}, "smoke").verdict == "exact"  # the last half digit
@@ -173,6 +173,77 @@ def test_arithmetic(tmp_path):
         verdict = judge(one, ours | wrong, "smoke")
         assert verdict.verdict == "contradicted"
         assert next(iter(wrong)) in verdict.reason
+
+
+def test_a_range_of_the_paper_is_a_range(tmp_path):
+    size = {"label": "parameters", "between": [1, 10], "unit": "M", "where": "Table", "provenance": "paper"}
+    one = load(tmp_path, kind="arithmetic", rule={}, paper=[size])
+    assert paper_number(one.paper[0]) == "1 to 10 M"
+    for ours, verdict in (
+        (1, "exact"),
+        (5.5, "exact"),
+        (10, "exact"),
+        (0.999, "contradicted"),
+        (11, "contradicted"),
+    ):
+        assert judge(one, {"parameters": ours}, "smoke").verdict == verdict
+    assert "ours 11, the paper's 1 to 10 M" in judge(one, {"parameters": 11}, "smoke").reason
+    for wrong in ({"value": 5}, {"between": [10, 1]}, {"between": None}):
+        with pytest.raises(ValueError, match="value or, where|lower and the upper"):
+            load(tmp_path, kind="arithmetic", rule={}, paper=[size | wrong])
+
+
+def test_a_tolerance_stands_beside_its_number(tmp_path):
+    one = load(tmp_path, paper=[ACCURACY | {"value": 25, "tolerance": 1, "unit": "M"}])
+    assert paper_number(one.paper[0]) == "25 ± 1 M"
+
+
+@pytest.mark.parametrize(
+    ("provenance", "agreeing", "disagreeing"),
+    [
+        ("paper", "holds", "contradicted"),
+        ("authors' code", "holds", "contradicted"),
+        ("cited", "holds", "contradicted"),
+        ("recalled", "matches memory", "differs from memory"),
+    ],
+)
+def test_whose_number_it_is_decides_the_word(tmp_path, provenance, agreeing, disagreeing):
+    one = load(tmp_path, paper=[ACCURACY | {"provenance": provenance}])
+    turned = results(*reversed(CLEAR["accuracy"].values()))
+    assert judge(one, CLEAR, "book").verdict == agreeing
+    assert judge(one, turned, "book").verdict == disagreeing
+    # What could not be decided, or not be tested, is no matter of memory.
+    assert judge(one, results([0.9, 0.8, 0.7], [0.8, 0.9, 0.7]), "book").verdict == "inconclusive"
+
+
+def test_every_verdict_on_a_memory_has_its_word():
+    assert set(MEMORY) == set(VERDICTS) - set(MEMORY.values()) - {"inconclusive", "not tested"}
+
+
+def test_an_effect_is_the_quantity_with_what_is_claimed_of_it(tmp_path):
+    loss = {"metric": "loss", "arm": "ours", "op": "<=", "limit": 0.3, "unit": "points"}
+    one = load(tmp_path, kind="bound", rule={"parts": [loss]}, paper=[])
+    (effect,) = judge(one, {"loss": {"ours": [-0.1, 0.0, 0.1]}}, "book").effects
+    assert (effect.label, effect.claimed, effect.relative) == ("loss: ours", "≤ 0.3", None)
+    assert effect.quantity == pytest.approx(0)
+    assert effect.quantity_low == pytest.approx(-effect.quantity_high)
+    assert effect.mean == pytest.approx(0.3)  # the margin to the limit
+    (effect,) = judge(load(tmp_path), results([0.6, 0.7, 0.5], [0.4, 0.4, 0.4]), "book").effects
+    assert effect.relative == pytest.approx(0.5)
+    rule = {"parts": [PART | {"percent": False}]}
+    (effect,) = judge(load(tmp_path, rule=rule), CLEAR, "book").effects
+    assert effect.relative is None
+    lower = {"parts": [PART | {"direction": "lower"}]}
+    (effect,) = judge(load(tmp_path, rule=lower), CLEAR, "book").effects
+    assert effect.quantity > 0 and effect.mean < 0 and effect.claimed == "below 0"
+    assert effect.quantity_low < effect.quantity < effect.quantity_high
+
+
+def test_a_changed_rule_is_declared_whole(tmp_path):
+    changed = {"was": "means", "why": "one layer decided", "after": "a complete run"}
+    assert load(tmp_path, changed=changed).changed.was == "means"
+    with pytest.raises(ValueError, match="changed.after"):
+        load(tmp_path, changed={"was": "means", "why": "x"})
 
 
 def test_a_reading_chosen_afterwards_is_only_consistent(tmp_path):
@@ -192,7 +263,7 @@ def test_a_reading_chosen_afterwards_is_only_consistent(tmp_path):
         ([0.2, 0.3, 0.4], [0.1, 0.2, 0.3], "same difference for every seed"),
         ([0.9, 0.9, 0.9], [0.1, 0.1, 0.1], "same difference for every seed"),
         ([1e6 + 0.1, 2e6 + 0.1, 3e6 + 0.1], [1e6, 2e6, 3e6], "same difference for every seed"),
-        ([0.9, 0.5, 0.1], [0.1, 0.5, 0.9], "includes no effect"),
+        ([0.9, 0.5, 0.1], [0.1, 0.5, 0.9], "lies on both sides"),
     ],
 )
 def test_what_cannot_be_told_is_inconclusive(tmp_path, ours, theirs, reason):
@@ -298,7 +369,7 @@ PART = claim()["rule"]["parts"][0]
         ({"rule": {"parts": [PART | {"metric": []}]}}, "claim C1, rule.parts.0.metric"),
         ({"rule": {"parts": [PART | {"worse": "ours"}]}}, "rule.parts.0: .*both sides"),
         ({"rule": {"parts": [PART | {"direction": "up"}]}}, "rule.parts.0.direction: .*got 'up'"),
-        ({"rule": {"parts": [PART, PART]}}, "rule: stated twice: accuracy: ours over theirs"),
+        ({"rule": {"parts": [PART, PART]}}, "rule: stated twice: accuracy: ours − theirs above 0"),
         ({"rule": {"parts": [PART], "tolerance": 2}}, "rule.tolerance: .*got 2"),
         ({"paper": [ACCURACY | {"provenance": "hearsay"}]}, "claim C1, paper.0.provenance: .*got 'hearsay'"),
         ({"paper": [ACCURACY | {"value": float("nan")}]}, "claim C1, paper.0.value"),
@@ -475,8 +546,8 @@ def test_numbers_say_where_they_were_read(meantime):
         ((0.6415, 4), "0.6415"),
         ((2.44, 2, "GiB"), "2.44 GiB"),
         ((0.099009900,), "0.09901"),
-        ((1.2e-9,), "1.200e-09"),
-        ((-3.0,), "-3"),
+        ((1.2e-9,), "1.200e−09"),
+        ((-3.0,), "−3"),
         ((0.0,), "0"),
     ],
 )
