@@ -146,8 +146,8 @@ class ClaimBase(Schema):
 
     `see` names claims whose numbers this one sums up. `own` marks what the paper does not say: a check of our
     definitions or our code, or a question of ours. `computed_from` says where the paper's own inputs of our
-    number were read, if there are any: a count from remembered ranks is a memory, too. `changed` is declared where a rule is younger than what it
-    was first tried on; the confirming run uses seeds that no trial used.
+    number were read, if there are any: a count from remembered ranks is a memory, too. `changed` is declared
+    where a rule is younger than what it was first tried on; the confirming run uses seeds that no trial used.
     """
 
     id: str = Field(pattern=r"^[A-Z][0-9]+[a-z]?$")
