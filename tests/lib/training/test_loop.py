@@ -4,7 +4,9 @@ import copy
 import doctest
 import math
 import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -321,45 +323,57 @@ def test_two_networks_with_two_optimisers(tmp_path):
     assert same(game(file), whole)
 
 
-def _child(file, result):
+def _play(file, result, writer):
+    """In a process of its own: tells of each step, and leaves a result at the end."""
     torch.set_num_threads(1)
-    outcome = game(file)
-    torch.save(outcome, result)
+
+    def told(step):
+        return lambda number: os.write(writer, b".") and step(number)
+
+    torch.save(game(file, told), result)
 
 
 def test_sigkill_at_twenty_random_moments(tmp_path):
-    """Each kill is followed by another start; whatever comes to its end is the training without kills."""
-    file, result, moments = tmp_path / "game.pt", tmp_path / "result.pt", random.Random(0)
+    """After a random number of steps and a random part of one, a save included; then it is started again.
+
+    Whatever comes to its end is the training without kills.
+    """
+    file, result, draw = tmp_path / "game.pt", tmp_path / "result.pt", random.Random(0)
     context = multiprocessing.get_context("fork")  # torch is there already
 
-    def start(checkpoint):
-        child = context.Process(target=_child, args=(checkpoint, result))
+    def play(checkpoint, steps):
+        reader, writer = os.pipe()
+        child = context.Process(target=_play, args=(checkpoint, result, writer))
         child.start()
-        return child, time.monotonic()
+        os.close(writer)
+        with open(reader, "rb", buffering=0) as told:
+            while steps and told.read(1):
+                steps -= 1
+            if not steps:
+                time.sleep(draw.uniform(0, 0.01))
+                child.kill()
+        child.join()
+        return child.exitcode
 
-    child, began = start(None)
-    child.join()
-    needed = time.monotonic() - began
-    whole = torch.load(result, weights_only=True)
-    kills, continued = 0, set()
+    def outcome():
+        found = torch.load(result, weights_only=True)
+        result.unlink()
+        return found
+
+    assert play(None, 1000) == 0
+    whole, kills, continued = outcome(), 0, set()
     while kills < 20:
-        result.unlink(missing_ok=True)
-        child, _ = start(file)
-        child.join(moments.uniform(0, needed / 2))
-        if child.is_alive():
-            child.kill()
-            child.join()
+        if play(file, draw.randint(1, 15)) == -signal.SIGKILL:
             kills += 1
             if file.exists():
                 content = torch.load(file, weights_only=True)
                 continued.add(content["state"]["progress"]["history"]["steps"])
         else:
-            assert child.exitcode == 0 and same(torch.load(result, weights_only=True), whole)
+            assert same(outcome(), whole)
             file.unlink()
-    child, _ = start(file)
-    child.join()
-    assert child.exitcode == 0 and same(torch.load(result, weights_only=True), whole)
-    assert len(continued) >= 5 and list(tmp_path.glob(".*")) == []
+    assert len(continued) >= 5
+    assert play(file, 1000) == 0 and same(outcome(), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["game.pt"]
 
 
 def test_the_example_of_the_docstring_runs(tmp_path):
