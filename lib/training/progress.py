@@ -146,7 +146,7 @@ class Progress:
         for key, value in scalars.items():
             value = torch.as_tensor(value).detach()
             value = value.to(torch.promote_types(value.dtype, torch.float32))  # sums need the digits
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._sums[key] = self._sums.get(key, 0.0) + value  # a new tensor: the step may use its own again
             self._counts[key] = self._counts.get(key, 0) + 1
         self.history.steps += 1
 

@@ -529,6 +529,8 @@ def test_means_are_of_what_was_returned_and_keep_their_digits():
         {"step": 1024, "number": 1011.0, "one": 1.0},
     ]
     assert run_steps(lambda number: {}, 3, state={}).losses == [{"step": 3}]
+    running = torch.zeros(())
+    assert run_steps(lambda number: {"n": running.add_(1)}, 3, state={}).losses == [{"step": 3, "n": 2.0}]
 
 
 def test_a_checkpoint_of_a_longer_training_is_refused(tmp_path):
