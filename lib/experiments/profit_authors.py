@@ -20,8 +20,8 @@ from lib.models.vision.mobilenet_authors import (
 )
 from lib.training.classifiers import accuracy
 
+#: Bits of activations and of weights, a stage or none, and the ending.
 BITS_IN_NAME = re.compile(r"_([2-8])_([2-8])_(?:(?:bn2?|ft[123])_)?(?:best\.pth|\d+\.ckpt)$")
-"""Bits of activations and of weights, a stage or none, and the ending."""
 
 
 @dataclass(frozen=True)

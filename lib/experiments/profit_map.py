@@ -20,12 +20,12 @@ from lib.experiments.profit_trainings import Trainings
 from lib.quantization.convert import set_bits
 from lib.quantization.freezing import freezing_rounds
 
+#: The paper's order; none; and our control, as many layers in the opposite order.
 ARMS = ("PROFIT", "no freezing", "most stable first")
-"""The paper's order; none; and our control, as many layers in the opposite order."""
 
 ACTIVATION_BITS = 4
+#: Seeds where nothing is judged.
 FEW = 3
-"""Seeds where nothing is judged."""
 
 
 class Place(NamedTuple):

@@ -101,8 +101,8 @@ def starting_weights(
 OfWeight = Callable[[int], Quantizer]
 OfInput = Callable[[int, Kind], Quantizer]
 
+#: DuQ's grid for each kind of input; the others take what has both signs with a symmetric one.
 GRIDS = {"unsigned": "unsigned", "signed": "symmetric", "hswish": "hswish"}
-"""DuQ's grid for each kind of input; the others take what has both signs with a symmetric one."""
 
 
 def duq_pair(first_ranges: str) -> tuple[OfWeight, OfInput]:

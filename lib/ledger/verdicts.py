@@ -40,6 +40,7 @@ VerdictName = Literal[
 ]
 VERDICTS: tuple[str, ...] = get_args(VerdictName)
 
+#: What a verdict is called where the paper's number was not read anywhere, but remembered.
 MEMORY = {
     "exact": "matches memory",
     "reproduced": "matches memory",
@@ -47,7 +48,6 @@ MEMORY = {
     "consistent": "matches memory",
     "contradicted": "differs from memory",
 }
-"""What a verdict is called where the paper's number was not read anywhere, but remembered."""
 
 
 class Summary(Schema):

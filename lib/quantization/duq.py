@@ -118,22 +118,7 @@ class DuQ(Quantizer):
 
 
 def duq(x: Tensor, a: Tensor, c: Tensor, low: int, high: int, *, offset: float = 0.0) -> Tensor:
-    """DuQ as a function.
-
-    Parameters
-    ----------
-    x : (...)
-    a, c : (1,)
-        Raw ranges of input and output; the ranges are their softplus.
-    low, high
-        Smallest and largest integer; a range is ``high`` steps.
-    offset
-        Value of the integer 0 on both sides, fixed.
-
-    Returns
-    -------
-    (...)
-    """
+    """DuQ as a function: raw ranges ``a`` and ``c`` of shape (1,), integers ``low..high``, fixed offset."""
     step, out_step = F.softplus(a) / high, F.softplus(c) / high
     fixed = torch.full_like(step, offset, requires_grad=False) if offset else None
     return fake_quantize(x, step, low=low, high=high, offset=fixed, out_step=out_step)

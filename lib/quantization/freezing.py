@@ -72,9 +72,17 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups for ``torch.optim.SGD``, as PROFIT has them: what is frozen is in none of them.
 
-    Quantiser ranges learn at ``quantizer_factor`` times the rate and do not decay; biases and parameters of
-    normalisation do not decay; weights do. Make a new optimiser when what is frozen changes, so that no
-    momentum moves it.
+    Make a new optimiser when what is frozen changes, so that no momentum moves it.
+
+    Parameters
+    ----------
+    model
+    learning_rate
+        Of weights, of biases and of the parameters of normalisation.
+    weight_decay
+        Of weights; nothing else decays.
+    quantizer_factor
+        Learning rate of the quantisers' ranges over `learning_rate`.
     """
     ranges = set()
     for module in model.modules():

@@ -120,7 +120,10 @@ def affine_quantizer(
 def gemm_i32(activation: Tensor, weight: Tensor) -> Tensor:
     """uint8 (M, K) times int8 (N, K), transposed, in 32-bit integers: int32 (M, N), exact.
 
-    ValueError where a sum could leave 32 bits: K above 65 793.
+    Raises
+    ------
+    ValueError
+        Where a sum could leave 32 bits: K above 65 793.
     """
     _check_operands(activation, weight)
     if weight.shape[1] > MAXIMUM_DEPTH:

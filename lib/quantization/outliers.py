@@ -40,7 +40,10 @@ class OutlierSplit:
 def split_outliers(weight: Tensor, *, bits: int = 7) -> OutlierSplit:
     """Split int8 weights (N, K): what fits `bits` bits (7: from -64 to 63) stays, the rest are outliers.
 
-    ValueError for another dtype, an empty or not two-dimensional matrix, or bits outside 1..8.
+    Raises
+    ------
+    ValueError
+        For another dtype, an empty or not two-dimensional matrix, or bits outside 1..8.
     """
     if weight.dtype != torch.int8 or weight.ndim != 2 or weight.numel() == 0:
         raise ValueError(f"expected an int8 matrix, got {weight.dtype} of shape {tuple(weight.shape)}")
