@@ -29,20 +29,24 @@ def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
 
 
 def syntax_digest(source: str) -> str:
-    """SHA-256 of what Python code does: its syntax tree, without comments, layout and docstrings.
+    """SHA-256 of what Python code does: its syntax tree, without comments, layout and strings that stand alone.
+
+    Docstrings are such strings, wherever they document something; as statements they do nothing.
 
     Raises
     ------
     SyntaxError
         It is not Python.
     """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = node.body[1:]  # a docstring
+    tree = _WithoutStrings().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+class _WithoutStrings(ast.NodeTransformer):
+    """Drops statements that are a string and nothing else."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(getattr(node.value, "value", None), str) else self.generic_visit(node)
 
 
 @contextmanager

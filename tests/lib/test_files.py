@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from lib.files import remove_leftovers, replacing, write_atomically
+from lib.files import remove_leftovers, replacing, syntax_digest, write_atomically
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -65,3 +65,28 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
         raise RuntimeError("in the middle")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "X = 1\n'what X is'\n\ndef f(a):\n    'A docstring.'\n    return a + 1",
+        "X = 1  # a comment\n\n\ndef f( a ):\n    return (a + 1)",
+        "'A module.'\nX = 1\ndef f(a):\n    'another'\n    return a + 1",
+    ],
+)
+def test_what_code_does_is_not_how_it_is_written(same):
+    assert syntax_digest(same) == syntax_digest("X = 1\ndef f(a):\n    return a + 1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "X = 1\ndef f(a):\n    return a - 1",
+        "X = 2\ndef f(a):\n    return a + 1",
+        "X = 1\ndef f(a=0):\n    return a + 1",
+        "X = 1\nprint('x')\ndef f(a):\n    return a + 1",
+    ],
+)
+def test_what_code_does_counts(other):
+    assert syntax_digest(other) != syntax_digest("X = 1\ndef f(a):\n    return a + 1")

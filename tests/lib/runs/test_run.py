@@ -381,7 +381,7 @@ def test_a_folder_that_was_taken_meanwhile_is_not_touched(project):
 
 
 def test_two_processes_make_one_run(project):
-    first = project.start("lib.run", "tiny", TINY_PAUSE="1")
+    first = project.start("lib.run", "tiny", TINY_PAUSE="5")  # a busy machine starts the second slowly
     wait_for(lambda: started(project))
     second = project.run("lib.run", "tiny")
     first.communicate(timeout=60)
