@@ -29,7 +29,7 @@ def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
 
 
 def syntax_digest(source: str) -> str:
-    """SHA-256 of what Python code does: its syntax tree, without comments, layout and strings that stand alone.
+    """SHA-256 of what Python code does: its syntax, without comments, layout and strings that stand alone.
 
     Docstrings are such strings, wherever they document something; as statements they do nothing.
 
