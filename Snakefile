@@ -79,8 +79,7 @@ rule pages:
 
 rule simulate_verdicts:
     input:
-        "book/verdict_simulation.py",
-        "lib/ledger/intervals.py",
+        batch.SIMULATED_WITH,
     output:
         directory(SIMULATION),
     log:
@@ -126,7 +125,11 @@ rule sweep:
         if not SWEEP:
             print("sweep: which one? --config chapter=… or sweep=FILE", file=sys.stderr)
             raise SystemExit(1)
-        batch.write_table(SWEEP, output[0])
+        try:
+            batch.write_table(SWEEP, output[0])
+        except ValueError as error:
+            print(f"sweep: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         print(f"{len(SWEEP)} runs · {output[0]}")
 
 

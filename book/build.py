@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from book import fragments, scorecard  # noqa: E402
-from lib.runs.parameters import RequestError  # noqa: E402
+from lib.runs.parameters import PLACES, RequestError  # noqa: E402
 from lib.runs.presentation import Presented, present  # noqa: E402
 from lib.runs.request import Request, resolve  # noqa: E402
 from lib.runs.sweep import simulation_folder  # noqa: E402
@@ -45,7 +45,6 @@ GITHUB = re.compile(
     r"(?:https://github\.com/|git@github\.com:|ssh://git@github\.com/)([\w.-]+/[\w.-]+?)(?:\.git)?/?"
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-PATHS = {"run_dir", "data_dir"}  # parameters that name a place on the machine that ran, not the experiment
 
 
 class BuildError(Exception):
@@ -145,7 +144,7 @@ def clean_notebook(text: str, name: str) -> str:
             changed = {
                 key: value
                 for key, value in _assignments(source).items()
-                if key not in PATHS and (key not in shown or shown[key] != value)
+                if key not in PLACES and (key not in shown or shown[key] != value)
             }
             if not changed:
                 continue

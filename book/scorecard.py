@@ -52,7 +52,7 @@ LOOKS = {
 def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
     """One row per claim, chapters and claims in the order given; text and numbers only.
 
-    ``mean``, ``low``, ``high``, ``level`` and ``unit`` are those of the effect that decided (empty for
+    ``mean``, ``low`` and ``high`` are of the quantity in ``effect``, the one that decided (empty for
     arithmetic); ``group`` is one of `GROUPS`; ``changed`` says that the rule was changed after a run.
     """
     rows = []
@@ -80,9 +80,10 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "paper_provenance": claim.provenance_of_paper_number,
                     "measured": _measured_text(claim),
                     "effect": effect.label if effect else None,
-                    "mean": effect.mean if effect else None,
-                    "low": effect.low if effect else None,
-                    "high": effect.high if effect else None,
+                    "claimed": effect.claimed if effect else None,
+                    "mean": effect.quantity if effect else None,
+                    "low": effect.quantity_low if effect else None,
+                    "high": effect.quantity_high if effect else None,
                     "level": effect.level if effect else None,
                     "unit": effect.unit if effect else None,
                     "reason": claim.reason,
@@ -147,7 +148,7 @@ def rests_on(claims: pd.DataFrame) -> str:
     read = int(paper["paper_provenance"].isin(["paper", "authors' code", "cited"]).sum())
     reproduced = int((claims["verdict"] == "reproduced").sum())
     tables = (
-        f"{reproduced} numbers of papers are reproduced."
+        f"{reproduced} claims are reproduced."
         if reproduced
         else ("No table of any paper is reproduced here yet.")
     )

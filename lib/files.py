@@ -28,22 +28,39 @@ def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def syntax_digest(source: str) -> str:
+def syntax_digest(source: str, *, sentences: bool = True) -> str:
     """SHA-256 of what Python code does: its syntax, without comments, layout and strings that stand alone.
 
     Docstrings are such strings, wherever they document something; as statements they do nothing.
+
+    Parameters
+    ----------
+    source : str
+    sentences : bool
+        False to leave out what the code says, too: formatted strings, and constant ones of more than 25
+        characters.
 
     Raises
     ------
     SyntaxError
         It is not Python.
     """
-    tree = _WithoutStrings().visit(ast.parse(source))
+    tree = _WithoutStrings(sentences).visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 class _WithoutStrings(ast.NodeTransformer):
-    """Drops statements that are a string and nothing else."""
+    """Drops statements that are a string and nothing else and, unless they count, sentences."""
+
+    def __init__(self, sentences: bool) -> None:
+        self.sentences = sentences
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return node if self.sentences else ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        spoken = isinstance(node.value, str) and len(node.value) > 25
+        return ast.Constant("") if spoken and not self.sentences else node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(getattr(node.value, "value", None), str) else self.generic_visit(node)

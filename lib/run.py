@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"which chapter? ({', '.join(chapters())})")
         if options.threads < 1:
             parser.error(f"--threads must be at least 1, got {options.threads}")
-        request = resolve(options.chapter, options.scale, _given(options.overrides, options.chapter))
+        given = _given(options.overrides, options.chapter)
+        request = resolve(options.chapter, options.scale, given, fetch=not options.dry_run)
         folder = (options.out or request.folder).resolve()
         if options.dry_run:
             refuse_foreign(folder, request)

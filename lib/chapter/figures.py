@@ -65,13 +65,13 @@ def _remembered(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return remembering
 
 
-def redrawable(figure: Figure) -> str | None:
-    """What a figure was drawn from, as JSON; None if it is of no such kind, or was changed after drawing."""
+def redrawable(figure: Figure, png: str) -> str | None:
+    """What a figure, shown as `png`, was drawn from, as JSON; None if of no such kind, or changed since."""
     if not hasattr(figure, "drawn_from"):
         return None
     drawing = json.dumps(figure.drawn_from, default=lambda value: value.item())
     again = redraw(drawing)
-    same = shown(again) == shown(figure)
+    same = shown(again) == png
     plt.close(again)
     return drawing if same else None
 

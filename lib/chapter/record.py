@@ -133,7 +133,7 @@ class Record:
                 protocol=protocol,
                 synthetic=synthetic,
                 anchor=f"{self.chapter}-{claim_id.lower()}",
-                rule=rule_identity(claim),
+                rule=rule_identity(claim, self.scale),
             )
         )
 
@@ -141,7 +141,7 @@ class Record:
         """Keep that this run does not test a claim; reason and command are the ledger's."""
         claim = self._open(claim_id)
         not_tested(claim, self.scale, reason)  # refuses to leave out what this scale tests
-        anchor, rule = f"{self.chapter}-claims", rule_identity(claim)
+        anchor, rule = f"{self.chapter}-claims", rule_identity(claim, self.scale)
         return self._keep(Measurement(claim=claim_id, tested=False, reason=reason, anchor=anchor, rule=rule))
 
     def _keep(self, measurement: Measurement) -> ShownVerdict:
@@ -236,9 +236,10 @@ class Record:
 
         files = self._artifact(name, "figure", (f"figures/{name}.png", f"figures/{name}.svg"))
         figures.save(fig, files[0], files[1])
-        if drawing := figures.redrawable(fig):
+        png = figures.shown(fig)
+        if drawing := figures.redrawable(fig, png):
             write_atomically(files[0].with_suffix(".json"), drawing)
-        shown = ShownFigure(figures.shown(fig), f"figure {name}")
+        shown = ShownFigure(png, f"figure {name}")
         plt.close(fig)  # or the notebook would show it a second time
         return shown
 
@@ -251,17 +252,19 @@ class Record:
 
     def numbers(self, *claim_ids: str, name: str) -> Html:
         """Table of the numbers of arithmetic claims that were judged; also saved as ``tables/<name>.csv``."""
-        (path,) = self._artifact(name, "table", (f"tables/{name}.csv",))
+        (path,) = self._artifact(name, "table", (f"tables/{name}.csv",), numbers=claim_ids)
         claims = [self._claims[claim_id] for claim_id in claim_ids]
         write_atomically(path, tables.numbers_frame(claims).to_csv(index=False))
-        return tables.numbers_table(claims).marked(f"numbers {name} {' '.join(claim_ids)}")
+        return tables.numbers_table(claims).marked(f"numbers {' '.join(claim_ids)}")
 
-    def _artifact(self, name: str, kind: str, files: tuple[str, ...]) -> list[Path]:
+    def _artifact(
+        self, name: str, kind: str, files: tuple[str, ...], numbers: tuple[str, ...] = ()
+    ) -> list[Path]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
             raise ValueError(f"name of a {kind}: lower-case letters, digits, - and _, got {name!r}")
         if name in self._artifacts:
             raise ValueError(f"there is already a {self._artifacts[name].kind} named {name!r}")
-        self._artifacts[name] = Artifact(name=name, kind=kind, files=files)
+        self._artifacts[name] = Artifact(name=name, kind=kind, files=files, numbers=numbers)
         paths = [self.folder / file for file in files]
         paths[0].parent.mkdir(exist_ok=True)
         return paths
@@ -304,7 +307,12 @@ class Record:
 
 
 def _plain(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Measurements as JSON has them."""
+    """Measurements as JSON has them; ValueError that names an arm with a value that is no finite number."""
+    for metric, value in measured.items():
+        for arm, values in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if not np.isfinite(np.asarray(values, dtype=float)).all():
+                whose = f"{metric} of {arm}" if arm else metric
+                raise ValueError(f"{whose} has a value that is not finite: {values!r}")
     return {
         name: {arm: [float(v) for v in np.atleast_1d(values)] for arm, values in value.items()}
         if isinstance(value, Mapping)

@@ -1,7 +1,7 @@
 """A chapter's tables of claims, verdicts and provenance, as HTML that reads without a style sheet.
 
-The book's style sheet colours the classes ``verdict``, ``mark-synthetic`` and ``mark-recalled``; the words
-are always there, so nothing depends on colour.
+The book's style sheet colours the classes ``verdict`` and ``mark-…`` (synthetic, recalled, own, younger); the
+words are always there, so nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
 def verdict_marks(claim: ClaimEvidence) -> str:
     """What stands beside a verdict: made-up data, a rule that was changed after the measurement."""
     marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+    if claim.own:
+        marks += ' <span class="mark-own">our own check</span>'
     if claim.changed:
         marks += ' <span class="mark-younger">rule changed after a run</span>'
     if claim.rule_is_younger:

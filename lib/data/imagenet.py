@@ -7,6 +7,7 @@ name that PROFIT's authors use). Any folder laid out like that will do.
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,12 +177,20 @@ class ImageFolders:
             raise DataUnavailable(f"{self.name}: {names} are in one of train and validation only")
         return {"train": train, "test": test}
 
+    def identity(self, data_dir: str | Path) -> str:
+        """SHA-256 of the names of all images, ``absent`` where a folder is not there; nothing is written."""
+        try:
+            listed = "\n".join(map(_names, self.load(data_dir).values()))
+        except DataUnavailable:
+            return "absent"
+        return hashlib.sha256(listed.encode()).hexdigest()
+
     def files(self, data_dir: str | Path) -> list[Path]:
         """One text file per split, which lists the images found; written beside the folders."""
         written = []
         for split, images in self.load(data_dir).items():
             path = Path(data_dir) / self.folder / f"{split}-files.txt"
-            names = "".join(f"{file.parent.name}/{file.name}\n" for file in images.files)
+            names = _names(images)
             if not path.is_file() or path.read_text(encoding="utf-8") != names:
                 path.write_text(names, encoding="utf-8")
             written.append(path)
@@ -195,3 +204,8 @@ IMAGENET_2012 = ImageFolders(
     homepage="https://image-net.org/challenges/LSVRC/2012/",
     folder="imagenet",
 )
+
+
+def _names(images: ImageFolder) -> str:
+    """A line per image, with its folder."""
+    return "".join(f"{file.parent.name}/{file.name}\n" for file in images.files)

@@ -51,25 +51,28 @@ class Measurement(Schema):
             verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic)
         else:
             verdict = not_tested(claim, scale, self.reason)
-        younger = self.tested and self.rule != rule_identity(claim)
+        younger = self.tested and self.rule != rule_identity(claim, scale)
         protocol = self.protocol or claim.protocol
         return ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
 
 
 @cache
 def _judging() -> str:
-    """Identity of the code that judges."""
+    """Identity of the code that judges, without the sentences in which it says so."""
     here = Path(__file__).parent
-    names = ("rules.py", "intervals.py", "verdicts.py")
-    return "".join(syntax_digest((here / name).read_text(encoding="utf-8")) for name in names)
+    names = ("rules.py", "intervals.py", "verdicts.py", "schema.py")
+    code = [(here / name).read_text(encoding="utf-8") for name in names]
+    return "".join(syntax_digest(source, sentences=False) for source in code)
 
 
-def rule_identity(claim: Claim) -> str:
+def rule_identity(claim: Claim, scale: str) -> str:
     """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
     number = {"value", "between", "arm", "metric", "label", "decimals", "tolerance", "provenance"}
-    decisive = {"kind": True, "rule": True, "interpretations": True, "paper": {"__all__": number}}
+    decisive = {"kind": True, "rule": True, "interpretations": True, "computed_from": True}
+    decisive |= {"paper": {"__all__": number}}
     content = claim.model_dump_json(include=decisive)
-    return hashlib.sha256(f"{content} {_judging()}".encode()).hexdigest()[:16]
+    content += f" {claim.entry(scale).reproduces} {_judging()}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def own_part(claim: Claim, measured: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -148,11 +151,15 @@ class DataUsed(Schema):
 
 
 class Artifact(Schema):
-    """A figure or a table, and its files, relative to the run's folder."""
+    """A figure or a table, and its files, relative to the run's folder.
+
+    `numbers` names the arithmetic claims whose numbers a table holds: it is made again with their verdicts.
+    """
 
     name: str
     kind: Literal["figure", "table"]
     files: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
 
 
 class ChapterRecord(Schema):
@@ -182,7 +189,7 @@ class ChapterRecord(Schema):
         Raises
         ------
         ValueError
-            They do not fit: a rule asks for what was not measured, or a claim was added or removed.
+            They do not fit: a rule asks for what was not measured, or a claim was added.
         """
         asked, there = ([c.id for c in ledger.claims], [m.claim for m in self.measurements])
         if missing := [claim for claim in asked if claim not in there]:

@@ -1,7 +1,8 @@
 """The statistics behind a verdict: Student-t intervals of paired differences over seeds.
 
 Everything works on arrays, so that the code which judges one claim is the code whose rate of false verdicts
-is simulated over ten thousand (``book/verdict_simulation.py``, ``tests/lib/test_verdict_statistics.py``).
+is simulated over ten thousand (``book/verdict_simulation.py``, and ``test_verdict_statistics.py`` among the
+tests).
 """
 
 from __future__ import annotations

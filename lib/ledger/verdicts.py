@@ -174,7 +174,10 @@ def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any
         # Decimal fractions are not exact in binary: a difference of half a digit may come out a hair larger.
         hair = 1e-9 * (high - low) + 1e-12 * max(abs(low), abs(high))
         if not low - hair <= ours[name] <= high + hair:
-            off.append(f"{name}: ours {format_number(ours[name])}, the paper's {paper_number(number)}")
+            digits = None if number.decimals is None else number.decimals + 2
+            off.append(
+                f"{name}: ours {format_number(ours[name], digits)}, the paper's {paper_number(number)}"
+            )
     if off:
         return {"verdict": "contradicted", "reason": "; ".join(off) + ".", "measured": ours}
     count = "The number agrees" if len(ours) == 1 else f"{len(ours)} of {len(ours)} numbers agree"
@@ -259,7 +262,9 @@ def _summary(vector: np.ndarray) -> Summary:
 def _effect(
     term: Term, margin: np.ndarray, outcome: int, values: dict[str, np.ndarray], parts: int
 ) -> Effect:
-    level = adjusted_level(parts) if outcome < 0 else LEVEL
+    # The interval that decided: against the claim the parts share the chance of an error.
+    against = outcome < 0 or (outcome == 0 and margin.mean() < 0)
+    level = adjusted_level(parts) if against else LEVEL
     low = high = smallest = None
     if margin.size >= MINIMUM_REPLICATES:
         _, low, high = mean_interval(margin, level)
@@ -306,8 +311,8 @@ def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str
     ]
     if off:
         return {"verdict": "holds", "reason": listed("The direction holds, but not these numbers", off)}
-    stated = [number.tolerance is not None for number in numbers]
-    within = "the tolerance stated for each number"
+    stated = [number.tolerance is not None or number.between is not None for number in numbers]
+    within = "the range or tolerance stated for each number"
     if not all(stated):
         within = f"{100 * claim.rule.tolerance:g} % of the paper's" + (
             f", or {within}" if any(stated) else ""

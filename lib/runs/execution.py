@@ -1,7 +1,7 @@
 """Execution of one chapter in a kernel of its own, by papermill, watched from outside.
 
 Here: the kernel's environment, the lines on the terminal while it runs, and what is told of a cell that
-failed. Not here: which parameters, which folder and what is kept (`lib.run`).
+failed. Not here: which parameters, which folder and what is kept (`lib.runs.runner`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class ChapterFailed(Exception):
         self.traceback = traceback
 
 
+# Which instructions torch's libraries use, in which precision: for a process that asks for it, not for a run.
+STEERING = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE")
+
+
 def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, str]:
-    """Environment of the kernel: this process's own, with all that could change a result set.
+    """Environment of the kernel: this process's own, less what would change results behind its back.
 
     ``PYTHONPATH`` starts with the repository, so that the chapter imports the ``lib`` that its fingerprint
     names; a user's own IPython start-up files and matplotlib backend are left out.
@@ -55,7 +59,7 @@ def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, 
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in STEERING},
         **dict.fromkeys(names, number),
         "COMPANION_RUN": "1",
         "IPYTHONDIR": ipython_dir,
@@ -71,7 +75,7 @@ class _Engine(NBClientEngine):
     """Papermill's engine with the kernel's environment and a callback at the start of each cell."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, root, threads, on_cell, start_timeout=60, **_):
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, root, threads, on_cell, start_timeout=300, **_):
         cell_start = nb_man.cell_start
 
         def started(cell, cell_index=None, **keywords):
@@ -267,6 +271,9 @@ def execute(
         raise _failure(notebook, reached, last, text) from None
     except DeadKernelError:
         raise _failure(notebook, reached, "the kernel died (out of memory?)", "") from None
+    except RuntimeError as error:  # nbclient's word for a kernel that never answered
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ChapterFailed(f"the kernel did not start: {said}") from None
     for index, cell in enumerate(executed.cells):
         for found in cell.get("outputs", []):
             if found.output_type == "error":

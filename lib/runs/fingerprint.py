@@ -11,7 +11,8 @@ fingerprint of a run is a SHA-256 over all that can change its measurements:
 
 Not in it, because they can be made again from stored measurements (`lib.runs.presentation`): prose, captions,
 comments and docstrings; the ledger's words, rules and limits; tables, figures' style, command line; packages
-that draw, test or build. Not in it either: the commit, the machine, and where the run's folder lies.
+that draw, test or build. Not in it either: the commit, the machine, the number of threads, and where the
+run's folder lies.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from lib.runs.parameters import PLACES, RequestError, suggest
 #: Rooms that produce no numbers, but for `METHOD`.
 PRESENTATION = ("lib.run", "lib.runs", "lib.chapter", "lib.ledger")
 
+#: Modules that keep house: they say and write, and compute nothing.
+HOUSEKEEPING = ("lib.files", "lib.listing", "lib.machine")
+
 #: Modules of those rooms that do: intervals are also drawn and tested as a method.
 METHOD = ("lib.ledger.intervals",)
 
@@ -55,7 +59,7 @@ def code_cells(notebook: NotebookNode) -> list[str]:
     Lines of IPython's own syntax (``%matplotlib``) are left out.
     """
     return [
-        "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!")))
+        "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
         for cell in notebook.cells
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
     ]
@@ -134,7 +138,7 @@ def method_modules(notebook: NotebookNode, root: Path, sources: tuple[str, ...] 
 
 def _produces_no_numbers(module: str) -> bool:
     inside = any(module == room or module.startswith(f"{room}.") for room in PRESENTATION)
-    return inside and module not in METHOD
+    return (inside and module not in METHOD) or module in HOUSEKEEPING
 
 
 def _stamp(root: Path) -> tuple[tuple[str, int, int], ...]:
@@ -230,25 +234,32 @@ def _digest(path: Path, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{file_hash(path, algorithm)}"
 
 
-def _data_digests(name: str, data_dir: Path) -> list[str]:
-    """Content of the files of a data source (``module:attribute``), none of which is fetched for it.
+def _data_digests(name: str, data_dir: Path, fetch: bool = False) -> list[str]:
+    """Content of the files of a data source (``module:attribute``).
 
     A file that is not here yet counts by the hash that its source declares and will check, so that fetching
-    it during a run does not change the run's identity.
+    it during a run does not change the run's identity. Where no hash is known, only `fetch` can tell.
     """
     module, _, attribute = name.partition(":")
     source = getattr(importlib.import_module(module), attribute)
-    if not hasattr(source, "sources"):  # folders of many files, described by what was found there
-        return [_by_hand(lambda: source.files(data_dir))]
+    if not hasattr(source, "sources"):  # folders of many files, or what knows no better
+        return (
+            [source.identity(data_dir)]
+            if hasattr(source, "identity")
+            else [_by_hand(lambda: source.files(data_dir))]
+        )
     digests = []
     for part in source.sources:
         pinned = getattr(part, "archive", part)  # of an unpacked file, the archive is what is pinned
+        pinned = getattr(pinned, "otherwise", pinned)  # of a system's copy, what it is a copy of
         if hasattr(pinned, "requirement"):
             digests.append(_digest(pinned.fetch(data_dir)))  # in a package, which is installed or the cure
             continue
         if not hasattr(pinned, "addresses"):
             digests.append(_by_hand(lambda pinned=pinned: [pinned.fetch(data_dir)]))
             continue
+        if fetch and pinned.known_hash is None:
+            pinned.fetch(data_dir)
         known = pinned.known_hash or "sha256:"
         found = _digest(data_dir / pinned.name, known.partition(":")[0])
         digests.append(known if found == "absent" else found)
@@ -274,10 +285,14 @@ def _of_ledger(chapter: str, scale: str, notebook: NotebookNode, root: Path) -> 
         raise RequestError(str(error)) from None
     entries = {claim.id: claim.entry(scale) for claim in ledger.claims}
     used = {"tests": {name: [one.tested, one.synthetic, one.conditions()] for name, one in entries.items()}}
+    literals: set[ast.AST] = set()  # `record.published` of a call that says which claim
     for tree in _trees(notebook):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "published":
-                literal = node.args and isinstance(node.args[0], ast.Constant)
+        for node in ast.walk(tree):  # a call comes before what it calls
+            called = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "published"
+            literal = called and node.args and isinstance(node.args[0], ast.Constant)
+            if literal:
+                literals.add(node.func)
+            if literal or (getattr(node, "attr", "") in ("published", "ledger") and node not in literals):
                 for name in [node.args[0].value] if literal else entries:
                     numbers = ledger[name].paper if name in entries else ()
                     used[f"published {name}"] = [
@@ -287,7 +302,13 @@ def _of_ledger(chapter: str, scale: str, notebook: NotebookNode, root: Path) -> 
 
 
 def fingerprint(
-    chapter: str, scale: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path = ROOT
+    chapter: str,
+    scale: str,
+    notebook: NotebookNode,
+    parameters: Mapping[str, Any],
+    root: Path = ROOT,
+    *,
+    fetch: bool = False,
 ) -> str:
     """Return the identity of a run's measurements: 64 hexadecimal digits that change when these could.
 
@@ -301,6 +322,8 @@ def fingerprint(
         parameter that is the name of a file, such as a checkpoint, counts with that file's content too.
     root : Path
         The repository.
+    fetch : bool
+        Fetch data whose hash nobody published, without which they have no identity.
 
     Raises
     ------
@@ -317,8 +340,8 @@ def fingerprint(
     parts["ledger"] = _of_ledger(chapter, scale, notebook, root)
     for source in sources:
         try:
-            parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"])))
-        except (AttributeError, RuntimeError) as error:
+            parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"]), fetch))
+        except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
     values = {name: value for name, value in parameters.items() if name not in PLACES}
     for name, value in values.items():

@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 
 from lib.chapter import figures, tables
 from lib.files import write_atomically
-from lib.ledger.evidence import ClaimEvidence, Evidence
+from lib.ledger.evidence import Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.runs.execution import INJECTED
 from lib.runs.parameters import RequestError
@@ -99,11 +99,12 @@ class _Page:
             "verdict": lambda claim: tables.verdict_line(self.claims[claim]),
             "provenance": lambda: tables.provenance_table(evidence.provenance, evidence.data),
             "parameters": lambda: parameter_table(request.chapter, request.root),
-            "numbers": self._numbers,
+            "numbers": lambda *claims: tables.numbers_table([self.claims[claim] for claim in claims]),
         }
 
     def notebook(self, executed: NotebookNode) -> NotebookNode:
         """Today's cells with the outputs of the cells that stood in their place."""
+        self._numbers()
         page = copy.deepcopy(self.request.notebook)
         page.metadata.update({k: v for k, v in executed.metadata.items() if k not in page.metadata})
         ran = [cell for cell in executed.cells if cell.cell_type == "code"]
@@ -148,12 +149,12 @@ class _Page:
         plt.close(figure)
         return picture
 
-    def _numbers(self, name: str, *claims: str) -> tables.Html:
-        """The table of arithmetic numbers, and its file."""
-        judged: list[ClaimEvidence] = [self.claims[claim] for claim in claims]
-        csv = tables.numbers_frame(judged).to_csv(index=False)
-        write_atomically(self._made(f"tables/{name}.csv"), csv)
-        return tables.numbers_table(judged)
+    def _numbers(self) -> None:
+        """Write the tables of arithmetic numbers, shown or not, with today's verdicts."""
+        for artifact in self.evidence.artifacts:
+            if artifact.numbers:
+                frame = tables.numbers_frame([self.claims[claim] for claim in artifact.numbers])
+                write_atomically(self._made(artifact.files[0]), frame.to_csv(index=False))
 
     def _made(self, name: str) -> Path:
         path = self.made / name

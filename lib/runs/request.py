@@ -85,9 +85,14 @@ def read_chapter(chapter: str, root: Path | None = None) -> NotebookNode:
 
 
 def resolve(
-    chapter: str, scale: str = "book", overrides: Mapping[str, Any] | None = None, root: Path | None = None
+    chapter: str,
+    scale: str = "book",
+    overrides: Mapping[str, Any] | None = None,
+    root: Path | None = None,
+    *,
+    fetch: bool = False,
 ) -> Request:
-    """Check a request against the chapter's own parameters, without running or writing anything.
+    """Check a request against the chapter's own parameters, without running anything.
 
     Parameters
     ----------
@@ -100,6 +105,8 @@ def resolve(
         Values of single parameters, of the declared types.
     root : Path, optional
         The repository; it must be the one that ``lib`` is imported from.
+    fetch : bool
+        Fetch data whose hash nobody published; without it nothing is written.
 
     Raises
     ------
@@ -120,7 +127,7 @@ def resolve(
     parameters |= override(declared, overrides or {}, chapter)
     parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
     del parameters["run_dir"]
-    identity = fingerprint(chapter, scale, notebook, parameters, root)
+    identity = fingerprint(chapter, scale, notebook, parameters, root, fetch=fetch)
     return Request(chapter, scale, notebook, declared, parameters, identity, root)
 
 
@@ -141,16 +148,6 @@ def _scale_overrides(
         if name in values:
             raise RequestError(f"{where} must not set {name}")
     return override(declared, values, where)
-
-
-def run_folder(
-    chapter: str, scale: str = "book", overrides: Mapping[str, Any] | None = None, root: Path | None = None
-) -> Path:
-    """Return the folder of a run as it would be made now: complete if it holds ``evidence.json``.
-
-    Parameters and errors as `resolve`.
-    """
-    return resolve(chapter, scale, overrides, root).folder
 
 
 def parameter_table(chapter: str, root: Path | None = None) -> Html:

@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 
 from lib.files import write_atomically
 from lib.runs.execution import ChapterFailed, Watch, execute, section_seconds
+from lib.runs.fingerprint import fingerprint
 from lib.runs.parameters import PLACES, RequestError
-from lib.runs.request import Request
+from lib.runs.request import Request, read_chapter
 
 
 def is_complete(folder: Path, identity: str) -> bool:
@@ -169,9 +170,20 @@ def _execute(request: Request, folder: Path, threads: int, say: Callable[[str], 
             threads=threads,
             watch=watch,
         )
+    if _identity_now(request) != request.fingerprint:
+        # A kernel imports as it goes: what ran is neither the code from before nor that of now.
+        raise ChapterFailed("code or data that it measures with changed while it ran: run it again")
     counts = _record(folder, used, section_seconds(executed))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     say(f"[{chapter}] complete · {time.monotonic() - began:.0f} s · {counts} · {shown(folder)}")
+
+
+def _identity_now(request: Request) -> str:
+    try:
+        text = read_chapter(request.chapter, request.root)
+        return fingerprint(request.chapter, request.scale, text, request.parameters, request.root)
+    except RequestError as error:
+        raise ChapterFailed(str(error)) from None
 
 
 def _record(folder: Path, used: Mapping[str, Any], seconds: Mapping[str, float]) -> str:

@@ -99,7 +99,7 @@ class Job:
 
 def job(chapter: str, scale: str, overrides: Mapping[str, Any], root: Path = ROOT) -> Job:
     """A run of a batch; RequestError as `lib.runs.request.resolve`."""
-    request = resolve(chapter, scale, overrides, root)
+    request = resolve(chapter, scale, overrides, root, fetch=True)
     evidence = (request.folder / "evidence.json").relative_to(request.root).as_posix()
     return Job(chapter, scale, dict(overrides), evidence, Resources.of(request.notebook, scale))
 
@@ -187,9 +187,12 @@ def sweep(config: Mapping[str, Any], root: Path = ROOT) -> list[Job]:
     return [job(*point, root) for one in specifications(config, root) for point in points(one, root)]
 
 
-def table_name(jobs: Sequence[Job]) -> str:
-    """File of a sweep's table: the same runs are the same table."""
+def table_name(jobs: Sequence[Job], root: Path = ROOT) -> str:
+    """File of a sweep's table: the same runs under the same ledgers and rules are the same table."""
     asked = "\n".join(f"{job.evidence} {job.arguments}" for job in jobs)
+    judges = [root / f"book/claims/{chapter}.yml" for chapter in sorted({job.chapter for job in jobs})]
+    judges += sorted((root / "lib/ledger").glob("*.py"))
+    asked += "".join(path.read_text(encoding="utf-8") for path in judges if path.is_file())
     return f"runs/sweeps/{hashlib.sha256(asked.encode()).hexdigest()[:12]}.csv"
 
 
@@ -199,11 +202,17 @@ def write_table(jobs: Iterable[Job], path: Path, root: Path = ROOT) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
     for one in jobs:
-        evidence = Evidence.load(root / one.evidence).judged_by(load_ledger(one.chapter, root))
+        try:
+            evidence = Evidence.load(root / one.evidence).judged_by(load_ledger(one.chapter, root))
+        except ValueError as error:
+            raise RequestError(
+                f"{one.chapter}: {error}; run: python -m lib.run {one.arguments} --force"
+            ) from None
         start = (one.chapter, one.scale, Path(one.evidence).parent.name, json.dumps(one.overrides))
         for claim in evidence.claims:
             effect = claim.interval
-            numbers = (effect.mean, effect.low, effect.high) if effect else ("", "", "")
+            ends = (effect.quantity_low, effect.quantity_high) if effect else ("", "")
+            numbers = (effect.quantity, *ends) if effect else ("", "", "")
             rows.writerow((*start, claim.id, claim.verdict, *numbers))
     write_atomically(path, text.getvalue())
 
@@ -211,9 +220,12 @@ def write_table(jobs: Iterable[Job], path: Path, root: Path = ROOT) -> None:
 # --- pages, and what went wrong ----------------------------------------------------------------------------
 
 
+SIMULATED_WITH = ("book/verdict_simulation.py", "lib/ledger/intervals.py", "lib/chapter/figures.py")
+
+
 def simulation_folder(root: Path = ROOT) -> str:
     """Where the simulation for the page on verdicts lies: named by its script and what it simulates."""
-    parts = [root / "book/verdict_simulation.py", root / "lib/ledger/intervals.py"]
+    parts = [root / name for name in SIMULATED_WITH]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
     return f"_build/simulation/{digest[:12]}"
 
@@ -221,6 +233,7 @@ def simulation_folder(root: Path = ROOT) -> str:
 def pages_content(jobs: Sequence[Job], environment: Mapping[str, str], root: Path = ROOT) -> str:
     """Identity of all that the pages are made of; runs are named by what they measured."""
     names = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock")
+    names += ("pyproject.toml", ".git/config")  # the second names the repository that pages link to
     files = [root / name for name in names]
     for folder in ("book", "lib", "notebooks"):
         files += (path for path in (root / folder).rglob("*") if path.suffix not in (".pyc", ".ipynb"))

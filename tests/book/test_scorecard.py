@@ -46,7 +46,7 @@ def test_what_verdicts_rest_on_is_said_in_a_line(varied):
     # Nine verdicts of the paper, one of which is "not tested" and one "inconclusive"; one more untested.
     assert line.startswith("Of 12 claims 9 are decided: 7 are what a paper says, 7 of these against a number")
     assert (
-        "1 are our own checks, 1 are held against numbers that are only remembered. 1 numbers of papers"
+        "1 are our own checks, 1 are held against numbers that are only remembered. 1 claims are reproduced"
         in line
     )
     claims = tuple(claim for claim in varied.claims if claim.verdict != "reproduced")
@@ -77,7 +77,8 @@ def test_downloads_agree_with_the_evidence(evidence, tmp_path):
             assert one["statement"] == claim.statement
             if claim.interval:
                 shown = (one["mean"], one["low"], one["high"])
-                assert shown == pytest.approx((claim.interval.mean, claim.interval.low, claim.interval.high))
+                effect = claim.interval
+                assert shown == pytest.approx((effect.quantity, effect.quantity_low, effect.quantity_high))
             for number in claim.paper:
                 assert number.name in one["paper"] and number.provenance in one["paper"]
 

@@ -34,7 +34,7 @@ def test_the_rule_is_kept():
         ("lib/data/interactions.py", "from lib.ledger import evidence"),
         ("lib/data/images.py", "from lib.experiments import profit"),
         ("lib/data/images.py", "from lib.chapter.figures import use_style"),
-        ("lib/training/loop.py", "from lib.runs.request import run_folder"),
+        ("lib/training/loop.py", "from lib.runs.request import resolve"),
         ("lib/training/language_models.py", "from lib.ledger.verdicts import judge"),
         ("lib/experiments/profit.py", "from lib.runs.runner import run"),
         ("lib/experiments/profit.py", "from lib.chapter.record import Record"),

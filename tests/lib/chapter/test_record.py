@@ -429,7 +429,7 @@ def test_numbers_are_shown_and_saved_with_their_reference(record):
     shown = record.numbers("E1", name="arithmetic")
     cells = [cell.get_text() for cell in soup(shown).select("tbody tr > *")]
     assert cells == ["E1", "answer", "42", "paper", "42", "exact"]
-    assert shown._repr_mimebundle_()[1] == {"companion": {"shows": "numbers arithmetic E1"}}
+    assert shown._repr_mimebundle_()[1] == {"companion": {"shows": "numbers E1"}}
     written = (record.folder / "tables/arithmetic.csv").read_text().splitlines()
     assert written[0] == "claim,number,reference is,reference,ours,unit,verdict"
     assert written[1] == "E1,answer,paper,42,42.0,,exact"

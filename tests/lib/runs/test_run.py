@@ -14,10 +14,8 @@ import nbformat
 import pytest
 from filelock import FileLock
 
-from lib.ledger import schema
 from lib.ledger.evidence import Evidence
 from lib.runs.execution import Watch
-from lib.runs.parameters import SCALES
 
 
 def only_run(project, scale="book", chapter="tiny") -> Path:
@@ -409,7 +407,3 @@ def test_a_disk_that_is_full_at_the_first_or_the_last_write(project, where):
     left = {path.name for path in only_run(project).iterdir()}
     assert not left & {"evidence.json", "notebook.partial.ipynb"}
     assert not any(name.endswith(".tmp") for name in left)
-
-
-def test_scales_are_the_ledgers():
-    assert set(SCALES) == set(schema.SCALES)

@@ -148,7 +148,7 @@ def test_tables_are_named_by_what_they_hold():
 
 def test_pages_and_simulation_are_named_by_content(tmp_path):
     names = ["_toc.yml", "book/page.md", "lib/a.py", "notebooks/x.md", "book/verdict_simulation.py"]
-    names += ["lib/ledger/intervals.py"]
+    names += ["lib/ledger/intervals.py", "lib/chapter/figures.py", "pyproject.toml"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -170,7 +170,7 @@ def test_pages_and_simulation_are_named_by_content(tmp_path):
 
 
 def test_a_table_has_a_row_per_run_and_claim(tmp_path, monkeypatch):
-    effect = SimpleNamespace(mean=1.0, low=0.5, high=1.5)
+    effect = SimpleNamespace(quantity=1.0, quantity_low=0.5, quantity_high=1.5)
     claims = [SimpleNamespace(id="C1", verdict="holds", interval=effect)]
     claims.append(SimpleNamespace(id="E1", verdict="exact", interval=None))
     evidence = SimpleNamespace(judged_by=lambda ledger: SimpleNamespace(claims=claims))
