@@ -10,6 +10,7 @@ from torch import nn
 
 from lib.data.images import ImageSet
 from lib.experiments import facebook_inference_accuracy as experiment
+from lib.quantization.integer import gemm_i16
 from lib.quantization.integer_network import Recipe, integer_layers, quantize_network
 
 
@@ -45,6 +46,9 @@ def test_running_sums():
     w = (24 * torch.randn(1, 256, generator=random) + 6).round().clamp(-128, 127).long()
     assert exact[-1] == int((a * w).sum())
     assert share == float(((w < -16) | (w > 15)).double().mean())
+    whole, none = experiment.running_sums(seed=6, bits=8)  # nothing is split off: only spilling is left
+    spilled, _ = gemm_i16(a.byte(), w.char(), spill_every=8)
+    assert none == 0 and whole.iloc[-1]["16 bits, outliers apart"] == int(spilled)
 
 
 def test_a_finished_training_is_only_loaded(tmp_path, trained, monkeypatch):
