@@ -196,8 +196,10 @@ def table_name(jobs: Sequence[Job], root: Path = ROOT) -> str:
     return f"runs/sweeps/{hashlib.sha256(asked.encode()).hexdigest()[:12]}.csv"
 
 
-def write_table(jobs: Iterable[Job], path: Path, root: Path = ROOT) -> None:
+def write_table(jobs: Sequence[Job], path: Path, root: Path = ROOT) -> None:
     """Verdicts of all runs of a sweep by today's ledger, a row per run and claim, as CSV."""
+    if not jobs:
+        raise RequestError("which sweep? --config chapter=… or sweep=FILE")
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)

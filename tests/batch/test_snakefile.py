@@ -185,4 +185,4 @@ def test_a_killed_run_is_named_with_its_command(batch):
 def test_a_sweep_without_a_request_says_so(batch):
     done = batch.run("snakemake", "sweep")
     assert done.returncode == 1
-    assert "sweep: which one? --config chapter=… or sweep=FILE" in done.stdout + done.stderr
+    assert "which sweep? --config chapter=… or sweep=FILE" in done.stdout + done.stderr

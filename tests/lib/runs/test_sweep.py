@@ -185,3 +185,16 @@ def test_a_table_has_a_row_per_run_and_claim(tmp_path, monkeypatch):
         mean="1.0", low="0.5", high="1.5",
     )  # fmt: skip
     assert (second["claim"], second["verdict"], second["mean"]) == ("E1", "exact", "")
+
+
+def test_a_table_of_nothing_and_of_what_does_not_fit_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="which sweep"):
+        write_table([], tmp_path / "t.csv")
+
+    def refuse(path):
+        raise ValueError("C1: expected the arms of x a, b; got a")
+
+    monkeypatch.setattr(sweep.Evidence, "load", refuse)
+    again = r"x: C1: expected the arms of x a, b; got a; run: python -m lib\.run x --scale book .*--force"
+    with pytest.raises(RequestError, match=again):
+        write_table([Job("x", "book", evidence="runs/book/x/abc/evidence.json")], tmp_path / "t.csv")
