@@ -33,7 +33,7 @@ SCALE = "smoke"
 def made_up(claim, rng):
     """Three replicates per arm that a rule accepts; what they say does not matter here."""
     if claim.kind == "arithmetic":
-        return {number.name: number.value for number in claim.paper}
+        return {n.name: n.value if n.between is None else sum(n.between) / 2 for n in claim.paper}
     return {
         metric: {arm: list(rng.normal(1 - 0.1 * place, 0.02, 3)) for place, arm in enumerate(arms)}
         for metric, arms in claim.arms().items()

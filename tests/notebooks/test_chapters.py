@@ -32,7 +32,8 @@ PARTS = [
 ]
 CELLS = range(15, 31)
 LINES = 25
-SMOKE_SECONDS = 20  # of one core
+SMOKE_SECONDS = 20  # of one core of a current server
+TEMPLATES = 3  # or as many runs of the template, on a slower one
 SMOKE_BYTES = 1e9
 CHARACTERS = 4000  # of one run of base64; a chapter's text has no pictures in it
 
@@ -218,7 +219,10 @@ def test_it_runs_at_smoke_within_its_budget(chapter, tmp_path):
     assert not [output.text for output in outputs if output.get("name") == "stderr"], (
         "a page shows no warnings"
     )
-    if seconds >= SMOKE_SECONDS:  # neighbours that share the caches cost processor time too: once more
+    if (
+        seconds >= SMOKE_SECONDS
+    ):  # a slow machine, or neighbours that share the caches: once more, side by side
+        yardstick = run_at_smoke("template", tmp_path / "template")[1]
         seconds = run_at_smoke(chapter, tmp_path / "again")[1]
-    assert seconds < SMOKE_SECONDS
+        assert seconds < max(SMOKE_SECONDS, TEMPLATES * yardstick)
     assert evidence.provenance.peak_memory_bytes < SMOKE_BYTES
