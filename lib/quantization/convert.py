@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lib.inspection import evaluating, hooked
 from lib.quantization.duq import DuQConv2d, DuQLinear
 from lib.quantization.quantized_layers import QuantizedConv2d, QuantizedLinear
 from lib.quantization.quantizer import Quantizer
@@ -159,21 +160,12 @@ class _Inputs:
         self._of_hardswish: dict[int, weakref.ref] = {}
 
     def run(self, sample: Tensor) -> list[str]:
-        handles = [
-            layer.register_forward_pre_hook(self._layer_hook(name)) for name, layer in self.layers.items()
-        ]
+        hooks = [(layer, "input", self._layer_hook(name)) for name, layer in self.layers.items()]
         for module in self.model.modules():
             if isinstance(module, nn.Hardswish):
-                handles.append(module.register_forward_hook(self._hardswish_hook))
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            with torch.no_grad():
-                self.model.eval()(sample)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for handle in handles:
-                handle.remove()
+                hooks.append((module, "output", self._hardswish_hook))
+        with evaluating(self.model), hooked(hooks), torch.no_grad():
+            self.model(sample)
         return list(self.quantizers)
 
     def _hardswish_hook(self, module, inputs, output) -> None:

@@ -212,6 +212,7 @@ def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding_value: float = 
     conv_p(x, w) = s conv_0(k, w) + p Σ w everywhere, borders included, so the offset is one constant per
     output channel. Padding with zero breaks that at the borders.
     """
+    # Two of torch's private names, as its own quantised layers use them: a public one would copy the layer.
     if padding_value == 0.0 or not any(conv._reversed_padding_repeated_twice):
         return conv._conv_forward(x, weight, conv.bias)
     if conv.padding_mode != "zeros":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from lib.inspection import captured, evaluating
 from lib.metrics.signal import sqnr
 from lib.quantization.duq import HSWISH_MINIMUM
 from lib.quantization.uniform import Uniform
@@ -40,10 +39,8 @@ def grid_quality(h: Tensor, bits: int) -> dict[str, float]:
 
 @torch.no_grad()
 def hswish_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Output of each ``nn.Hardswish``, flat, in order, with a copy of the network in evaluation mode."""
-    kept, network = [], copy.deepcopy(network).eval()
-    for module in network.modules():
-        if isinstance(module, nn.Hardswish):
-            module.register_forward_hook(lambda module, inputs, output: kept.append(output.flatten().cpu()))
-    network(images)
-    return kept
+    """Output of each `nn.Hardswish`, flat, on the CPU, in the order of the pass, in evaluation mode."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Hardswish)]
+    with evaluating(network), captured(network, names, "output") as outputs:
+        network(images)
+    return [output.flatten().cpu() for output in outputs.values()]

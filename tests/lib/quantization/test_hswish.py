@@ -29,4 +29,7 @@ def test_outputs_of_the_layers():
     outputs = hswish_outputs(network, images)
     assert len(outputs) == sum(isinstance(m, nn.Hardswish) for m in network.modules())
     assert all(h.dim() == 1 and h.min() >= -0.375 for h in outputs)
-    assert network.training and not any(m._forward_hooks for m in network.modules())
+    assert all(m.training and not m._forward_hooks for m in network.modules())
+    with torch.no_grad():  # the first is the stem's, in evaluation mode
+        stem = network.eval().features[0](images)
+    assert torch.equal(outputs[0], stem.flatten())
