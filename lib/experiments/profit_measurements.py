@@ -32,6 +32,8 @@ from lib.quantization.instability import convolution_kind, thirds_ratio
 AUTHORS = {"v2": QuantizedMobileNetV2, "v3": QuantizedMobileNetV3Large}
 PUBLISHED = {"v1": MobileNetV1, "v2": MobileNetV2, "v3-Large": MobileNetV3Large}
 SIZE_BITS = (8, 5, 4, 3)
+UNDRAWN = torch.device("meta")
+"""Where networks are made that are only counted: their weights have shapes and no values."""
 
 # --- counts ------------------------------------------------------------------------------------------------
 
@@ -40,7 +42,8 @@ def count_quantised_layers() -> dict[str, int]:
     """Layers, ranges and tensors in the authors' layout, by name such as ``"v2, ranges of quantisers"``."""
     counts = {}
     for version, make in AUTHORS.items():
-        network = make()
+        with UNDRAWN:
+            network = make()
         layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         quantised = [module for _, module in quantized_layers(network)]
         convolutions = sum(isinstance(module, nn.Conv2d) for module in quantised)
@@ -60,7 +63,9 @@ def count_thirds_and_levels() -> dict[str, int]:
     levels = {bits: len(DuQ(bits, grid="weight").levels()) for bits in (4, 3, 2)}
     counts = {f"levels of a weight at {bits} bits": count for bits, count in levels.items()}
     for version, make in AUTHORS.items():
-        convolutions = [name for name, m in quantized_layers(make()) if isinstance(m, DuQConv2d)]
+        with UNDRAWN:
+            network = make()
+        convolutions = [name for name, m in quantized_layers(network) if isinstance(m, DuQConv2d)]
         _, second, third = freezing_rounds(dict.fromkeys(convolutions, 1.0))
         counts[f"{version}, frozen in the second round"] = len(second)
         counts[f"{version}, frozen in the third round"] = len(third)
@@ -78,7 +83,8 @@ def network_sizes() -> pd.DataFrame:
     """
     rows = {}
     for version, make in PUBLISHED.items():
-        network = make()
+        with UNDRAWN:
+            network = make()
         operations = count_operations(network, (1, 3, 224, 224))
         depthwise = operations["kind"] == "depthwise conv"
         rows[version] = {
