@@ -6,9 +6,9 @@ grids for h-swish, and what padding does on such a grid.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import product
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,22 @@ from lib.quantization.instability import convolution_kind, thirds_ratio
 AUTHORS = {"v2": QuantizedMobileNetV2, "v3": QuantizedMobileNetV3Large}
 PUBLISHED = {"v1": MobileNetV1, "v2": MobileNetV2, "v3-Large": MobileNetV3Large}
 SIZE_BITS = (8, 5, 4, 3)
-UNDRAWN = torch.device("meta")
-"""Where networks are made that are only counted: their weights have shapes and no values."""
 
 # --- counts ------------------------------------------------------------------------------------------------
+
+
+@cache
+def undrawn(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network to be counted: its weights have shapes, and no values that would take time to draw."""
+    with torch.device("meta"):
+        return make()
 
 
 def count_quantised_layers() -> dict[str, int]:
     """Layers, ranges and tensors in the authors' layout, by name such as ``"v2, ranges of quantisers"``."""
     counts = {}
     for version, make in AUTHORS.items():
-        with UNDRAWN:
-            network = make()
+        network = undrawn(make)
         layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         quantised = [module for _, module in quantized_layers(network)]
         convolutions = sum(isinstance(module, nn.Conv2d) for module in quantised)
@@ -63,8 +67,7 @@ def count_thirds_and_levels() -> dict[str, int]:
     levels = {bits: len(DuQ(bits, grid="weight").levels()) for bits in (4, 3, 2)}
     counts = {f"levels of a weight at {bits} bits": count for bits, count in levels.items()}
     for version, make in AUTHORS.items():
-        with UNDRAWN:
-            network = make()
+        network = undrawn(make)
         convolutions = [name for name, m in quantized_layers(network) if isinstance(m, DuQConv2d)]
         _, second, third = freezing_rounds(dict.fromkeys(convolutions, 1.0))
         counts[f"{version}, frozen in the second round"] = len(second)
@@ -83,8 +86,7 @@ def network_sizes() -> pd.DataFrame:
     """
     rows = {}
     for version, make in PUBLISHED.items():
-        with UNDRAWN:
-            network = make()
+        network = undrawn(make)
         operations = count_operations(network, (1, 3, 224, 224))
         depthwise = operations["kind"] == "depthwise conv"
         rows[version] = {
@@ -151,12 +153,15 @@ def instability_by_layer(
     """
     recipe = Recipe(learning_rate=0.005, clip_norm=5.0)
     columns = {}
-    for width, (seed, drawn) in product(bits, batches.items()):
+    for width in bits:
         of_weight = partial(DuQ, width, grid="weight", range_from="mse")
-        quantised = quantize(network, drawn[0]["images"], weights=lambda layer, make=of_weight: make())
-        name, skip = f"AIWQ, {width} bits, seed {seed}", min(1, len(drawn) - 2)
-        options = {"skip": skip, "checkpoint": checkpoint(name), "name": name}
-        columns[width, seed] = sample(quantised, drawn.__getitem__, len(drawn), recipe, **options)
+        images = next(iter(batches.values()))[0]["images"]  # of no consequence: activations are not quantised
+        quantised = quantize(network, images, weights=lambda layer, make=of_weight: make())
+        for seed, drawn in batches.items():
+            name, skip = f"AIWQ, {width} bits, seed {seed}", min(1, len(drawn) - 2)
+            options = {"skip": skip, "checkpoint": checkpoint(name), "name": name}
+            trained, batch_at = copy.deepcopy(quantised), drawn.__getitem__
+            columns[width, seed] = sample(trained, batch_at, len(drawn), recipe, **options)
     return pd.DataFrame(columns).rename_axis(index="layer", columns=["weight bits", "seed"])
 
 
