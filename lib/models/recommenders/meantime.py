@@ -173,7 +173,7 @@ class Meantime(ClozeModel):
 
     Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item; time
     enters through the attention logits alone. A batch has ``timestamps`` beside its ``tokens`` if there is a
-    relative kernel, and ``days`` if there is a Day kernel.
+    relative kernel, and ``days`` if there is a Day kernel. Each parameter is a setting of the authors' code.
 
     Parameters
     ----------
