@@ -33,7 +33,7 @@ PARTS = [
 CELLS = range(15, 31)
 LINES = 25
 SMOKE_SECONDS = 20  # of one core of a current server
-TEMPLATES = 3  # or as many runs of the template, on a slower one
+TEMPLATES = 4  # or as many runs of the template, on a slower one
 SMOKE_BYTES = 1e9
 CHARACTERS = 4000  # of one run of base64; a chapter's text has no pictures in it
 
