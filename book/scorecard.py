@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.chapter.figures import use_style
-from lib.chapter.tables import badge, measured, paper_numbers, verdict_marks
+from lib.chapter.tables import badge, change_told, measured, paper_numbers, verdict_marks
 from lib.ledger.evidence import ClaimEvidence, Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.ledger.verdicts import VERDICTS
@@ -235,24 +235,22 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
 
 def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Counts per paper and overall, each of `GROUPS` in a table of its own."""
-    head = [
-        "| paper | "
-        + " | ".join(f"[{v}]{{.verdict .verdict-{v.replace(' ', '-')}}}" for v in VERDICTS)
-        + " |"
-    ]
-    head += ["|---" * (len(VERDICTS) + 1) + "|"]
     names = {
         **{chapter: f"[{_plain(title)}](../notebooks/{chapter})" for chapter, title in titles.items()},
         "all": "all",
     }
 
-    def body(table: pd.DataFrame) -> list[str]:
-        return [
+    def shown(table: pd.DataFrame) -> list[str]:
+        """The verdicts that occur, or the table would be wider than the page."""
+        table = table.loc[:, table.sum() > 0]
+        words = [f"[{v}]{{.verdict .verdict-{v.replace(' ', '-')}}}" for v in table]
+        lines = ["| paper | " + " | ".join(words) + " |", "|---" * (len(words) + 1) + "|"]
+        return lines + [
             f"| {names[chapter]} | " + " | ".join(str(count) if count else "–" for count in row) + " |"
             for chapter, row in table.iterrows()
         ]
 
-    text = [rests_on(claims), "", "What the papers say:", "", *head, *body(counts(claims)), ""]
+    text = [rests_on(claims), "", "What the papers say:", "", *shown(counts(claims)), ""]
     words = {
         "own": "Our own checks, of definitions and code, and questions that the papers do not put:",
         "memory": "Held against numbers that nobody could read and that are only remembered. To agree with a "
@@ -261,7 +259,7 @@ def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     for kind, sentence in words.items():
         apart = counts(claims, kind)
         if apart.to_numpy().sum():
-            text += [sentence, "", *head, *body(apart[apart.sum(axis=1) > 0]), ""]
+            text += [sentence, "", *shown(apart[apart.sum(axis=1) > 0]), ""]
     return "\n".join(text)
 
 
@@ -275,6 +273,7 @@ def claims_markdown(evidence: Evidence) -> str:
         details = [escape(claim.protocol)]
         details += [f"Scope: {escape(claim.scope)}"] if claim.scope else []
         details += [f"Caveat: {escape(claim.caveat)}"] if claim.caveat else []
+        details += change_told(claim.changed)
         folded = f"<summary>scale {evidence.scale}, protocol</summary>{'<br>'.join(details)}"
         ours = measured(claim) if claim.measured else ""
         lines += [f"* - {{ref}}`{claim.id} <{claim.anchor}>`", ""]

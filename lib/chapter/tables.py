@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from docutils.nodes import make_id
 
 from lib.ledger.provenance import Provenance, direct_dependencies
-from lib.ledger.schema import Ledger, PaperNumber
+from lib.ledger.schema import Changed, Ledger, PaperNumber
 from lib.ledger.verdicts import VERDICTS, Effect
 from lib.ledger.wording import badge, format_interval, format_number, paper_number, plural, signs
 
@@ -74,7 +74,10 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
                 label,
                 escape(claim.statement)
                 + f" <small>Said in: {escape(claim.source)}.</small>"
-                + _details("bear in mind", [escape(claim.caveat)] if claim.caveat else []),
+                + _details(
+                    "bear in mind",
+                    [escape(text) for text in [claim.caveat] if text] + change_told(claim.changed),
+                ),
                 paper_numbers(claim.paper, claim.see),
                 here
                 + f" <small>Judged by {claim.kind}: {JUDGED_BY[claim.kind]}.</small>"
@@ -91,6 +94,7 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
     for claim in claims:
         marks = verdict_marks(claim)
         limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
+        limits += change_told(claim.changed)
         rows.append(
             (
                 f'<a href="#{make_id(claim.anchor)}">{claim.id}</a>',
@@ -139,6 +143,14 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
             rows.append((claim.id, escape(number.name), reference, source, ours, badge(claim.verdict)))
     head = ("claim", "number", "reference", "reference is", "ours", "verdict")
     return html_table("numbers", f"{len(rows)} numbers", head, rows)
+
+
+def change_told(changed: Changed | None) -> list[str]:
+    """What was changed after a run, why, and what had been seen by then; nothing if nothing was."""
+    if changed is None:
+        return []
+    told = {"Changed after a run. Before": changed.was, "Why": changed.why, "Seen by then": changed.after}
+    return [f"{escape(head)}: {escape(text)}" for head, text in told.items()]
 
 
 def verdict_marks(claim: ClaimEvidence) -> str:

@@ -132,3 +132,9 @@ def test_fragments_are_the_same_for_the_same_evidence(evidence, tmp_path):
         scorecard.write([evidence], tmp_path / name, tmp_path)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_tables_of_counts_have_only_the_verdicts_that_occur(varied):
+    text = scorecard.summary_markdown(scorecard.collect([varied]), {"template": "Student (1908)"})
+    heads = [line for line in text.splitlines() if line.startswith("| paper")]
+    assert [head.count(".verdict-") for head in heads] == [len(VERDICTS), 1, 1]

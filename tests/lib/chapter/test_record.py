@@ -460,3 +460,15 @@ def test_a_figure_of_the_books_kind_keeps_what_it_is_drawn_from(record, kept):
         for suffix in ("png", "svg"):
             ours = (record.folder / f"again.{suffix}").read_bytes()
             assert ours == (record.folder / f"figures/scores.{suffix}").read_bytes()
+
+
+def test_a_change_is_marked_and_told(root):
+    story = {"was": "means <of thirds>", "why": "one layer decided", "after": "a complete run"}
+    changed(root, changed=story)
+    record = fill(Record("toy", scale="book", run_dir=root / "run", root=root))
+    for html in (record.ledger_table(), record.verdicts()):
+        row = soup(html).tbody.find("tr")
+        for text in story.values():
+            assert text in row.details.text
+    assert "rule changed after a run" in soup(record.verdicts()).tbody.find("tr").text
+    assert "rule changed after a run" not in soup(record.verdicts()).tbody.find_all("tr")[2].text
