@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class ShownVerdict:
-    """A verdict as a cell shows it, marked so that a page can show today's in its place."""
-
-    def __init__(self, evidence: ClaimEvidence) -> None:
-        self.evidence = evidence
-
-    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
-        return tables.verdict_line(self.evidence)._repr_mimebundle_()
-
-
 class ShownFigure:
     """A figure as a cell shows it, marked with its name."""
 
@@ -108,7 +98,7 @@ class Record:
         *,
         protocol: str = "",
         synthetic: bool | None = None,
-    ) -> ShownVerdict:
+    ) -> Html:
         """Judge a claim by its rule, and keep the verdict.
 
         Parameters
@@ -137,19 +127,19 @@ class Record:
             )
         )
 
-    def not_tested(self, claim_id: str, reason: str = "") -> ShownVerdict:
+    def not_tested(self, claim_id: str, reason: str = "") -> Html:
         """Keep that this run does not test a claim; reason and command are the ledger's."""
         claim = self._open(claim_id)
         not_tested(claim, self.scale, reason)  # refuses to leave out what this scale tests
         anchor, rule = f"{self.chapter}-claims", rule_identity(claim, self.scale)
         return self._keep(Measurement(claim=claim_id, tested=False, reason=reason, anchor=anchor, rule=rule))
 
-    def _keep(self, measurement: Measurement) -> ShownVerdict:
+    def _keep(self, measurement: Measurement) -> Html:
         evidence = measurement.judged_by(self.ledger, self.scale)
         self._measurements[measurement.claim] = measurement
         self._claims[measurement.claim] = evidence
         self.log.info("%s: %s. %s", evidence.id, evidence.verdict, evidence.reason)
-        return ShownVerdict(evidence)
+        return tables.verdict_line(evidence)
 
     def _open(self, claim_id: str) -> Claim:
         claim = self.ledger[claim_id]

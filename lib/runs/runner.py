@@ -45,6 +45,7 @@ def _held(folder: Path) -> dict[str, Any]:
 
 
 def refuse_foreign(folder: Path, request: Request) -> None:
+    """Refuse a folder that holds another run or no run at all; RequestError that says what is there."""
     if not folder.exists():
         return
     if not folder.is_dir():
