@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("chapter", nargs="?", metavar="CHAPTER", help="a file notebooks/CHAPTER.md")
-    parser.add_argument("--scale", default="book", help="smoke, book or paper (default: book)")
+    parser.add_argument("--scale", default="book", help="smoke, book, long or paper (default: book)")
     parser.add_argument(
         "-p",
         dest="overrides",

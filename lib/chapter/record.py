@@ -54,7 +54,7 @@ class Record:
     ----------
     chapter : str
         Name of the chapter and of its ledger.
-    scale : {"smoke", "book", "paper"}
+    scale : {"smoke", "book", "long", "paper"}
     run_dir : str or path
         Folder of the run; if empty (opened by hand, Binder) ``runs/<scale>/<chapter>/interactive``.
     root : path, optional

@@ -33,10 +33,11 @@ from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model
 from lib.files import ROOT
 from lib.ledger.rules import ArithmeticRule, BoundRule, Rule, Schema, Text
 
-ScaleName = Literal["smoke", "book", "paper"]
+ScaleName = Literal["smoke", "book", "long", "paper"]
 Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
 
 SCALES: tuple[str, ...] = get_args(ScaleName)
+NO_LONG_RUN = "no long run of this chapter is planned yet"
 # From the most to the least certain reading of a paper's number.
 PROVENANCES: tuple[str, ...] = get_args(Provenance)
 
@@ -127,10 +128,11 @@ class ScaleEntry(Schema):
 
 
 class Scales(Schema):
-    """One entry per scale."""
+    """One entry per scale; without one for `long`, no long run is planned that could test the claim."""
 
     smoke: ScaleEntry
     book: ScaleEntry
+    long: ScaleEntry | None = None
     paper: ScaleEntry
 
 
@@ -171,7 +173,7 @@ class ClaimBase(Schema):
             raise ValueError(
                 "an exploratory claim lists the interpretations tried, and only such a claim does"
             )
-        entries = {name: getattr(self.scales, name) for name in SCALES}
+        entries = {name: entry for name in SCALES if (entry := getattr(self.scales, name))}
         if any(entry.tested for entry in entries.values()):
             for name, entry in entries.items():
                 if not entry.tested and not entry.command:
@@ -182,7 +184,9 @@ class ClaimBase(Schema):
         """The ledger's entry for `scale`; ValueError for an unknown one."""
         if scale not in SCALES:
             raise ValueError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
-        return getattr(self.scales, scale)
+        # Without an entry, the long scale sends readers where the others do.
+        command = self.scales.paper.command or self.scales.book.command
+        return getattr(self.scales, scale) or ScaleEntry(tested=False, why=NO_LONG_RUN, command=command)
 
     def tested_at(self, scale: str, **settings: Any) -> bool:
         """Whether a run at `scale` with these parameters tests the claim."""

@@ -118,7 +118,7 @@ def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool
         ``{metric: {arm: one number per replicate}}``, the same replicates in the same order for every arm
         (seed i of one arm is compared with seed i of the other); for an arithmetic claim ``{name: number}``.
         It holds what the rule needs and nothing else.
-    scale : {"smoke", "book", "paper"}
+    scale : {"smoke", "book", "long", "paper"}
     synthetic : bool, optional
         Whether this is a made-up world. The ledger knows; given, it must agree.
 

@@ -30,6 +30,7 @@ TYPES = {
     "list[int]": list[int],
     "list[float]": list[float],
     "list[str]": list[str],
+    "dict[str, float]": dict[str, float],
 }
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 REQUIRED = {"scale": "str", "seeds": "list[int]", "device": "str", "data_dir": "str", "run_dir": "str"}
@@ -49,7 +50,7 @@ class Parameter:
     ----------
     name, annotation, help : str
         As written in the cell; ``annotation`` is one of ``TYPES``.
-    default : int, float, bool, str or list
+    default : int, float, bool, str, list or dict
         The value at the book's scale.
     """
 
@@ -135,10 +136,16 @@ def check(name: str, annotation: str, value: Any) -> Any:
         candidate = _number(value)
     elif annotation == "list[float]" and isinstance(value, list):
         candidate = [_number(item) for item in value]
+    elif annotation == "dict[str, float]" and isinstance(value, dict):
+        candidate = {key: _number(item) for key, item in value.items()}
     try:
         candidate = TypeAdapter(TYPES[annotation], config=STRICT).validate_python(candidate)
     except ValidationError:
-        hint = f"; write [{value}]" if annotation.startswith("list") and not isinstance(value, list) else ""
+        hint = ""
+        if annotation.startswith("list") and not isinstance(value, list):
+            hint = f"; write [{value}]"
+        elif annotation.startswith("dict") and not isinstance(value, dict):
+            hint = "; write {name: number}"
         raise RequestError(
             f"parameter {name} must be {annotation}, got {value!r} ({type(value).__name__}){hint}"
         ) from None

@@ -98,9 +98,9 @@ def resolve(
     ----------
     chapter : str
         A name of `chapters`.
-    scale : {"smoke", "book", "paper"}
+    scale : {"smoke", "book", "long", "paper"}
         ``book`` is the parameters cell itself; the others override it from
-        ``notebooks/scales/<scale>/<chapter>.yml``.
+        ``notebooks/scales/<scale>/<chapter>.yml``. A chapter without that file does not have the scale.
     overrides : mapping of str to object, optional
         Values of single parameters, of the declared types.
     root : Path, optional
@@ -131,10 +131,20 @@ def resolve(
     return Request(chapter, scale, notebook, declared, parameters, identity, root)
 
 
+def chapter_scales(chapter: str, root: Path | None = None) -> tuple[str, ...]:
+    """The scales that a chapter has, smallest first: ``book``, and those with a file of their own."""
+    root = root or ROOT
+    return tuple(scale for scale in SCALES if scale == "book" or _scale_file(chapter, scale, root).is_file())
+
+
+def _scale_file(chapter: str, scale: str, root: Path) -> Path:
+    return root / "notebooks" / "scales" / scale / f"{chapter}.yml"
+
+
 def _scale_overrides(
     chapter: str, scale: str, declared: Mapping[str, Parameter], root: Path
 ) -> dict[str, Any]:
-    path = root / "notebooks" / "scales" / scale / f"{chapter}.yml"
+    path = _scale_file(chapter, scale, root)
     where = path.relative_to(root).as_posix()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -151,21 +161,22 @@ def _scale_overrides(
 
 
 def parameter_table(chapter: str, root: Path | None = None) -> Html:
-    """What each parameter of a chapter means and its value at each scale, for the chapter to show."""
+    """What each parameter of a chapter means and its value at each scale it has, for the chapter to show."""
     from lib.chapter import tables  # only a page needs it; the batch reads this module often
 
     root = (root or ROOT).resolve()
     declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
-    others = {scale: _scale_overrides(chapter, scale, declared, root) for scale in SCALES if scale != "book"}
+    scales = chapter_scales(chapter, root)
+    others = {scale: _scale_overrides(chapter, scale, declared, root) for scale in scales if scale != "book"}
     rows = [
         (
             f"<code>{name}</code>",
             escape(parameter.help),
             f"<code>{parameter.annotation}</code>",
-            *(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in SCALES),
+            *(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in scales),
         )
         for name, parameter in declared.items()
         if name not in ("scale", *PLACES)
     ]
-    header = ("parameter", "meaning", "type", *SCALES)
+    header = ("parameter", "meaning", "type", *scales)
     return tables.html_table("parameters", f"{len(rows)} parameters", header, rows).marked("parameters")

@@ -92,13 +92,19 @@ def test_parameters_are_explained(chapter):
         assert len(parameter.help) > 5, f"{name} needs a help comment"
     table = BeautifulSoup(parameter_table(chapter), "html.parser")
     head = [cell.get_text() for cell in table.select("thead th")]
-    assert head == ["parameter", "meaning", "type", "smoke", "book", "paper"]
+    assert head == ["parameter", "meaning", "type", *scales_of(chapter)]
+
+
+def scales_of(chapter: str) -> list[str]:
+    """Three scales that every chapter has, and `long` where it has a file for it."""
+    long = (ROOT / f"notebooks/scales/long/{chapter}.yml").exists()
+    return ["smoke", "book", *["long"] * long, "paper"]
 
 
 @every_chapter
-@pytest.mark.parametrize("scale", ["smoke", "book", "paper"])
-def test_every_scale_can_be_requested(chapter, scale):
-    assert resolve(chapter, scale).parameters["scale"] == scale
+def test_every_scale_can_be_requested(chapter):
+    for scale in scales_of(chapter):
+        assert resolve(chapter, scale).parameters["scale"] == scale
 
 
 @every_chapter
@@ -108,7 +114,7 @@ def test_data_and_resources_are_declared_for_whatever_can_be_asked(chapter):
         for parameter, choices in entry.items() if isinstance(entry, dict) else ():
             runs = {resolve(chapter, "smoke", {parameter: value}).fingerprint for value in choices}
             assert len(runs) == len(choices)
-    assert list(companion["resources"]) == ["smoke", "book", "paper"]
+    assert list(companion["resources"]) == scales_of(chapter)
     for scale in companion["resources"]:
         asked = resolve(chapter, scale).parameters["device"]
         assert Resources.of(read_chapter(chapter), scale).gpus == (asked == "cuda"), (
@@ -145,7 +151,7 @@ def test_every_claim_has_its_place(chapter):
     sources = "\n".join(cell.source for cell in code(chapter))
     for claim in ledger.claims:
         assert f'"{claim.id}"' in sources, f"{claim.id} is neither judged nor marked as not tested"
-        if any(claim.entry(scale).tested for scale in ("smoke", "book", "paper")):
+        if any(claim.entry(scale).tested for scale in scales_of(chapter)):
             assert f"{chapter}-{claim.id.lower()}" in labels, f"no section is labelled for {claim.id}"
 
 

@@ -328,7 +328,7 @@ def test_scales_are_kept_apart(tmp_path):
     one = load(tmp_path, scales=scales)
     with pytest.raises(ValueError, match="C1 is not tested at scale book: needs the data"):
         judge(one, CLEAR, "book")
-    with pytest.raises(ValueError, match="unknown scale 'big': expected one of smoke, book, paper"):
+    with pytest.raises(ValueError, match="unknown scale 'big': expected one of smoke, book, long, paper"):
         judge(one, CLEAR, "big")
     verdict = not_tested(one, "book")
     assert (verdict.verdict, verdict.reason) == ("not tested", "needs the data")
@@ -468,12 +468,34 @@ def table(meantime):
     return scores
 
 
+def test_a_claim_without_a_long_scale_says_so_and_gives_the_papers_command(tmp_path):
+    away = {"tested": False, "why": "needs the data", "command": "python -m lib.run toy --scale paper"}
+    scales = {"smoke": {"tested": True}, "book": away, "paper": {"tested": True}}
+    one = load(tmp_path, scales=scales)
+    verdict = not_tested(one, "long")
+    assert (verdict.verdict, verdict.reason, verdict.command) == (
+        "not tested",
+        "no long run of this chapter is planned yet",
+        "python -m lib.run toy --scale paper",
+    )
+    assert not one.tested_at("long", dataset="a")
+    with pytest.raises(ValueError, match="C1 is not tested at scale long: no long run"):
+        judge(one, CLEAR, "long")
+    scales["paper"] = {"tested": True, "when": {"dataset": "a"}, "command": "the paper's own"}
+    assert not_tested(load(tmp_path, scales=scales), "long").command == "the paper's own"
+    planned = load(tmp_path, scales=scales | {"long": {"tested": True, "scope": "all of it"}})
+    assert judge(planned, CLEAR, "long").verdict == "holds"
+    assert judge(planned, CLEAR, "long").scope == "all of it"
+    with pytest.raises(ValueError, match=r"scales\.long: not tested there: give the command"):
+        load(tmp_path, scales=scales | {"long": {"tested": False, "why": "too long"}})
+
+
 def test_meantime_has_all_claims(meantime):
     ids = [one.id for one in meantime.claims]
     assert [i for i in ids if i[0] == "C"] == [*(f"C{k}" for k in range(1, 13)), "C12b"]
     assert [i for i in ids if i[0] == "E"] == [f"E{k}" for k in range(1, 8)]
     for one in meantime.claims:
-        for scale in SCALES:
+        for scale in [name for name in SCALES if getattr(one.scales, name)]:
             entry = one.entry(scale)
             assert entry.tested or entry.command.startswith("python -m lib.run meantime --scale paper")
 

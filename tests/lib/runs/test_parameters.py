@@ -25,6 +25,7 @@ def test_every_type_is_read_with_its_help():
 names: list[str] = ["a", "b"]  # of arms
 flag: bool = False  # whether
 ratios: list[float] = [0.5, 1]  # of sizes
+rates: dict[str, float] = {"an arm": 1e-3, "other": 1}  # step size of each arm
 """
     found = read_parameters(notebook(REQUIRED + extra), "x.md")
     assert list(found) == [
@@ -37,9 +38,13 @@ ratios: list[float] = [0.5, 1]  # of sizes
         "names",
         "flag",
         "ratios",
+        "rates",
     ]
     assert found["rate"] == Parameter("rate", "float", 1e-3, "step size")
     assert found["ratios"].default == [0.5, 1.0]
+    assert found["rates"] == Parameter(
+        "rates", "dict[str, float]", {"an arm": 0.001, "other": 1.0}, "step size of each arm"
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,8 @@ def test_text_is_read_as_the_declared_type():
     assert read("float", "2") == 2.0
     assert read("list[float]", "[1e-3, 2]") == [0.001, 2.0]
     assert read("int", "-3") == -3
+    assert read("dict[str, float]", "{an arm: 1e-3, other: 2}") == {"an arm": 0.001, "other": 2.0}
+    assert read("dict[str, float]", "{}") == {}
     assert read("bool", "true") is True
     for annotation, text in [
         ("int", "2.0"),
@@ -85,6 +92,14 @@ def test_text_is_read_as_the_declared_type():
         ("bool", "1"),
         ("list[int]", "[1"),
         ("float", ""),
+        ("dict[str, float]", "{a: b}"),
+        ("dict[str, float]", "{a: true}"),
+        ("dict[str, float]", "{a: .nan}"),
+        ("dict[str, float]", "{1: 0.5}"),
+        ("dict[str, float]", "{a: [0.5]}"),
+        ("dict[str, float]", "0.5"),
     ]:
         with pytest.raises(RequestError, match="parameter x must be"):
             read(annotation, text)
+    with pytest.raises(RequestError, match=r"got 0\.5 \(float\); write {name: number}"):
+        read("dict[str, float]", "0.5")

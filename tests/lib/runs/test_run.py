@@ -164,6 +164,28 @@ def test_a_number_without_a_dot_is_a_float(project, request_run):
     assert not (project.root / "runs").exists()
 
 
+def test_a_long_scale_and_a_mapping_from_names_to_numbers(project, request_run):
+    """From the scale's file and the command line through papermill into the chapter and its evidence."""
+    page = project.root / "notebooks/tiny.md"
+    line = 'rates: dict[str, float] = {"an arm": 0.5}  # step size of each arm\n'
+    text = page.read_text().replace("crash: bool", f"{line}crash: bool")
+    page.write_text(text.replace('{"number": value}', '{"number": 1000 * rates["an arm"]}'))
+    assert "step size of each arm" in request_run("tiny", "--list").stdout
+    refused = request_run("tiny", "--scale", "long")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "tiny has no scale 'long': notebooks/scales/long/tiny.yml does not exist" in refused.stderr
+    project.write("notebooks/scales/long/tiny.yml", "rates: {an arm: 4e-3, b: 1}\n")
+    ledger = project.root / "book/claims/tiny.yml"
+    ledger.write_text(ledger.read_text().replace("paper: {tested", "long: {tested: true}, paper: {tested"))
+    done = project.run("lib.run", "tiny", "--scale", "long")
+    assert done.returncode == 0, done.stderr
+    evidence = Evidence.load(only_run(project, "long") / "evidence.json")
+    assert (evidence.scale, evidence.parameters["rates"]) == ("long", {"an arm": 0.004, "b": 1.0})
+    assert evidence.claims[0].measured == {"number": 4.0}
+    dry = request_run("tiny", "--scale", "long", "-p", "rates", "{an arm: 4e-3, b: 1.0}", "--dry-run")
+    assert "complete" in dry.stdout, "the same values are the same run"
+
+
 # What a chapter may be fed, by the real code, and the end of the one line that it ends in.
 BAD_INPUT = {
     "empty_log": (
