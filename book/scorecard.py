@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from lib.chapter.figures import use_style
 from lib.chapter.tables import badge, change_told, measured, paper_numbers, verdict_marks
 from lib.ledger.evidence import ClaimEvidence, Evidence
+from lib.ledger.floors import asked_first
 from lib.ledger.schema import Ledger, load_ledger
 from lib.ledger.verdicts import VERDICTS
 from lib.ledger.wording import format_interval, format_number, paper_number
@@ -53,7 +54,8 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
     """One row per claim, chapters and claims in the order given; text and numbers only.
 
     ``mean``, ``low`` and ``high`` are of the quantity in ``effect``, the one that decided (empty for
-    arithmetic); ``group`` is one of `GROUPS`; ``changed`` says that the rule was changed after a run.
+    arithmetic); ``group`` is one of `GROUPS`; ``changed`` says that the rule was changed after a run,
+    ``unlearned`` that the reference does not beat the claim's floor.
     """
     rows = []
     for one in evidence:
@@ -67,6 +69,7 @@ def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
                     "source": claim.source,
                     "kind": claim.kind,
                     "verdict": claim.verdict,
+                    "unlearned": claim.unlearned,
                     "group": group(claim),
                     "changed": claim.changed is not None,
                     "synthetic": claim.synthetic,
@@ -272,6 +275,7 @@ def claims_markdown(evidence: Evidence) -> str:
         command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
         details = [escape(claim.protocol)]
         details += [f"Scope: {escape(claim.scope)}"] if claim.scope else []
+        details += [escape(text) for text in asked_first(claim.floor)]
         details += [f"Caveat: {escape(claim.caveat)}"] if claim.caveat else []
         details += change_told(claim.changed)
         folded = f"<summary>scale {evidence.scale}, protocol</summary>{'<br>'.join(details)}"

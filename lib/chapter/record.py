@@ -151,9 +151,9 @@ class Record:
         """Refuse a metric or an arm that no claim of the ledger knows: it is a slip of the pen."""
         if not claim.arms() or not all(isinstance(arms, Mapping) for arms in measured.values()):
             return
-        metrics = {metric for other in self.ledger.claims for metric in other.arms()}
-        metrics |= set(self.ledger.other_metrics)
-        arms = {arm for other in self.ledger.claims for names in other.arms().values() for arm in names}
+        asked = [other.arms(floor=True) for other in self.ledger.claims]
+        metrics = {metric for names in asked for metric in names} | set(self.ledger.other_metrics)
+        arms = {arm for names in asked for group in names.values() for arm in group}
         arms |= set(self.ledger.other_arms)
         for metric, by_arm in measured.items():
             if metric not in metrics:

@@ -1,6 +1,6 @@
 """A chapter's tables of claims, verdicts and provenance, as HTML that reads without a style sheet.
 
-The book's style sheet colours the classes ``verdict`` and ``mark-…`` (synthetic, recalled, own, younger); the
+The book's style sheet colours the classes ``verdict`` and ``mark-…`` (synthetic, recalled, own, ...); the
 words are always there, so nothing depends on colour.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from docutils.nodes import make_id
 
+from lib.ledger.floors import asked_first
 from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Changed, Ledger, PaperNumber
 from lib.ledger.verdicts import VERDICTS, Effect
@@ -76,7 +77,8 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
                 + f" <small>Said in: {escape(claim.source)}.</small>"
                 + _details(
                     "bear in mind",
-                    [escape(text) for text in [claim.caveat] if text] + change_told(claim.changed),
+                    [escape(text) for text in [*asked_first(claim.floor), claim.caveat] if text]
+                    + change_told(claim.changed),
                 ),
                 paper_numbers(claim.paper, claim.see),
                 here
@@ -93,7 +95,8 @@ def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
     rows = []
     for claim in claims:
         marks = verdict_marks(claim)
-        limits = [escape(text) for text in (claim.scope and f"Scope: {claim.scope}.", claim.caveat) if text]
+        told = (claim.scope and f"Scope: {claim.scope}.", *asked_first(claim.floor), claim.caveat)
+        limits = [escape(text) for text in told if text]
         limits += change_told(claim.changed)
         rows.append(
             (
@@ -154,8 +157,9 @@ def change_told(changed: Changed | None) -> list[str]:
 
 
 def verdict_marks(claim: ClaimEvidence) -> str:
-    """What stands beside a verdict: made-up data, a rule that was changed after the measurement."""
-    marks = ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
+    """What stands beside a verdict: made-up data, a rule that was changed, a reference below its floor."""
+    marks = ' <span class="mark-unlearned">the reference has not learned</span>' if claim.unlearned else ""
+    marks += ' <span class="mark-synthetic">synthetic</span>' if claim.synthetic else ""
     if claim.own:
         marks += ' <span class="mark-own">our own check</span>'
     if claim.changed:

@@ -20,7 +20,7 @@ from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
 from lib.files import syntax_digest, write_atomically
 from lib.ledger.provenance import Provenance
-from lib.ledger.rules import Schema
+from lib.ledger.rules import Floor, Schema
 from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, PaperNumber, ScaleName
 from lib.ledger.schema import Provenance as NumberProvenance
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
@@ -60,7 +60,7 @@ class Measurement(Schema):
 def _judging() -> str:
     """Identity of the code that judges, without the sentences in which it says so."""
     here = Path(__file__).parent
-    names = ("rules.py", "intervals.py", "verdicts.py", "schema.py")
+    names = ("rules.py", "intervals.py", "floors.py", "verdicts.py", "schema.py")
     code = [(here / name).read_text(encoding="utf-8") for name in names]
     return "".join(syntax_digest(source, sentences=False) for source in code)
 
@@ -69,7 +69,7 @@ def rule_identity(claim: Claim, scale: str) -> str:
     """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
     number = {"value", "between", "arm", "metric", "label", "decimals", "tolerance", "provenance"}
     decisive = {"kind": True, "rule": True, "interpretations": True, "computed_from": True}
-    decisive |= {"paper": {"__all__": number}}
+    decisive |= {"paper": {"__all__": number}, "floor": True}
     content = claim.model_dump_json(include=decisive)
     content += f" {claim.entry(scale).reproduces} {_judging()}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -80,7 +80,7 @@ def own_part(claim: Claim, measured: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(claim, Arithmetic):
         asked = {number.name for number in claim.paper}
         return {name: value for name, value in measured.items() if name in asked}
-    needed = claim.arms()
+    needed = claim.arms(floor=True)
     if not all(isinstance(arms, Mapping) for arms in measured.values()):
         return measured
     return {
@@ -95,7 +95,8 @@ class ClaimEvidence(Schema):
 
     `provenance_of_paper_number` is the least certain one among the numbers that the claim was judged against;
     `anchor` is the label of the place in the chapter where the measurement is made. `rule_is_younger` says
-    that the rule, or a number that it uses, was changed after the measurement.
+    that the rule, or a number that it uses, was changed after the measurement; `unlearned` that the reference
+    did not beat `floor`, so that a claim which was measured is not tested.
     """
 
     id: str
@@ -118,6 +119,8 @@ class ClaimEvidence(Schema):
     caveat: str
     own: bool = False
     changed: Changed | None = None
+    floor: Floor | None = None
+    unlearned: bool = False
     interpretations: tuple[Interpretation, ...]
     anchor: str
     rule_is_younger: bool = False
@@ -128,7 +131,7 @@ class ClaimEvidence(Schema):
     ) -> Self:
         """A claim of the ledger with its verdict."""
         shared = {name: getattr(claim, name) for name in ("statement", "source", "kind", "paper", "see")}
-        more = ("replicate", "caveat", "changed", "interpretations")
+        more = ("replicate", "caveat", "changed", "floor", "interpretations")
         shared |= {name: getattr(claim, name) for name in more}
         shared["own"] = claim.own
         return cls(

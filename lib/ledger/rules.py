@@ -24,6 +24,29 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
+class Floor(Schema):
+    """What the arms that others are compared with must beat first, or the rule is not asked.
+
+    `arm` is something that anybody gets without the method (a linear classifier, the most popular items), and
+    every one of `references` must lie `by` on the better side of it, in the metric's unit or, if `relative`,
+    in per cent of the arm's mean. Means are compared: the floor often has no randomness, and one value.
+    """
+
+    metric: Text
+    arm: Text
+    references: Names
+    by: float = Field(ge=0, allow_inf_nan=False)
+    direction: Literal["higher", "lower"]
+    unit: str = ""
+    relative: bool = False
+
+    @model_validator(mode="after")
+    def _another_arm(self) -> Floor:
+        if self.arm in self.references:
+            raise ValueError(f"{self.arm!r} is the floor and a reference")
+        return self
+
+
 class Contrast(Schema):
     """Every `better` arm beats every `worse` arm on every `metric`; `direction` says which way is better.
 

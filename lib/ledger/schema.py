@@ -31,7 +31,7 @@ import yaml
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from lib.files import ROOT
-from lib.ledger.rules import ArithmeticRule, BoundRule, Rule, Schema, Text
+from lib.ledger.rules import ArithmeticRule, BoundRule, Floor, Rule, Schema, Text
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
 Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
@@ -150,6 +150,7 @@ class ClaimBase(Schema):
     definitions or our code, or a question of ours. `computed_from` says where the paper's own inputs of our
     number were read, if there are any: a count from remembered ranks is a memory, too. `changed` is declared
     where a rule is younger than what it was first tried on; the confirming run uses seeds that no trial used.
+    `floor` is what the reference must beat first: a loss or a gain of networks that have not learned is none.
     """
 
     id: str = Field(pattern=r"^[A-Z][0-9]+[a-z]?$")
@@ -164,6 +165,7 @@ class ClaimBase(Schema):
     own: bool = False
     computed_from: Provenance | None = None
     changed: Changed | None = None
+    floor: Floor | None = None
     exploratory: bool = False
     interpretations: tuple[Interpretation, ...] = ()
 
@@ -193,11 +195,14 @@ class ClaimBase(Schema):
         entry = self.entry(scale)
         return entry.tested and all(settings.get(name) in values for name, values in entry.when.items())
 
-    def arms(self) -> dict[str, tuple[str, ...]]:
-        """Which arms the rule needs, by metric."""
+    def arms(self, *, floor: bool = False) -> dict[str, tuple[str, ...]]:
+        """Which arms the rule needs, by metric; with `floor`, also those that the floor needs."""
+        asked = [(term.metric, term.arms) for term in self.rule.terms()]
+        if floor and self.floor:
+            asked.append((self.floor.metric, (*self.floor.references, self.floor.arm)))
         needed: dict[str, dict[str, None]] = {}
-        for term in self.rule.terms():
-            needed.setdefault(term.metric, {}).update(dict.fromkeys(term.arms))
+        for metric, arms in asked:
+            needed.setdefault(metric, {}).update(dict.fromkeys(arms))
         return {metric: tuple(arms) for metric, arms in needed.items()}
 
     def judged_numbers(self) -> tuple[PaperNumber, ...]:
@@ -255,9 +260,11 @@ class Arithmetic(ClaimBase):
             stated = (number.between, number.tolerance, number.decimals, self.rule.tolerance)
             if all(one is None for one in stated):
                 raise ValueError(f"paper: {number.name!r} needs decimals or a tolerance to be judged by")
+        if self.floor:
+            raise ValueError("floor: nothing is trained for an arithmetic claim")
         return self
 
-    def arms(self) -> dict[str, tuple[str, ...]]:
+    def arms(self, *, floor: bool = False) -> dict[str, tuple[str, ...]]:
         """No arms: the names of its numbers are what is measured."""
         return {}
 

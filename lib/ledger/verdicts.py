@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from lib.ledger.floors import unlearned
 from lib.ledger.intervals import (
     LEVEL,
     MINIMUM_REPLICATES,
@@ -94,6 +95,7 @@ class Verdict(Schema):
     """What became of a claim, and on what ground.
 
     `interval` is the effect that decided: the one that contradicts, else the weakest. `effects` are all.
+    `unlearned` says that it was measured and still is not tested, as the reference does not beat the floor.
     """
 
     id: str
@@ -102,6 +104,7 @@ class Verdict(Schema):
     measured: dict[str, dict[str, Summary]] | dict[str, FiniteFloat] = Field(default_factory=dict)
     interval: Effect | None = None
     effects: tuple[Effect, ...] = ()
+    unlearned: bool = False
     synthetic: bool = False
     scope: str = ""
     command: str = ""
@@ -117,7 +120,8 @@ def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool
     measured : mapping
         ``{metric: {arm: one number per replicate}}``, the same replicates in the same order for every arm
         (seed i of one arm is compared with seed i of the other); for an arithmetic claim ``{name: number}``.
-        It holds what the rule needs and nothing else.
+        It holds what the rule and the claim's floor need and nothing else. What only the floor needs may
+        have one number where it has no randomness.
     scale : {"smoke", "book", "long", "paper"}
     synthetic : bool, optional
         Whether this is a made-up world. The ledger knows; given, it must agree.
@@ -204,6 +208,8 @@ def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dic
         "effects": effects,
         "interval": _deciding(effects, margins),
     }
+    if claim.floor and (reason := unlearned(claim.floor, values[claim.floor.metric])):
+        return result | {"verdict": "not tested", "unlearned": True, "reason": reason}
     whole = combined(outcomes)
     if whole < 0:
         against = [effect.says for effect in effects if effect.outcome == "contradicted"]
@@ -218,13 +224,18 @@ def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dic
 
 def _values(claim: Claim, measured: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     """The measurements as checked vectors (replicates,), by metric and arm."""
-    needed = claim.arms()
+    ruled, needed = claim.arms(), claim.arms(floor=True)
     _same_names(claim, "metrics", needed, measured)
     values: dict[str, dict[str, np.ndarray]] = {}
     for metric, arms in needed.items():
         _same_names(claim, f"arms of {metric}", arms, measured[metric])
         values[metric] = {arm: _vector(claim, f"{metric} of {arm}", measured[metric][arm]) for arm in arms}
-    counts = {f"{arm} ({m})": len(vector) for m, arms in values.items() for arm, vector in arms.items()}
+    counts = {
+        f"{arm} ({metric})": len(vector)
+        for metric, arms in values.items()
+        for arm, vector in arms.items()
+        if arm in ruled.get(metric, ()) or len(vector) > 1
+    }
     if len(set(counts.values())) > 1:
         seen = ", ".join(f"{name} {count}" for name, count in counts.items())
         several = plural(2, claim.replicate).removeprefix("2 ")

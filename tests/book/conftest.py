@@ -36,7 +36,7 @@ def made_up(claim, rng):
         return {n.name: n.value if n.between is None else sum(n.between) / 2 for n in claim.paper}
     return {
         metric: {arm: list(rng.normal(1 - 0.1 * place, 0.02, 3)) for place, arm in enumerate(arms)}
-        for metric, arms in claim.arms().items()
+        for metric, arms in claim.arms(floor=True).items()
     }
 
 

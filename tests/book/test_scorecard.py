@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from book import scorecard
+from lib.ledger.rules import Floor
 from lib.ledger.verdicts import VERDICTS
 
 
@@ -81,6 +82,20 @@ def test_downloads_agree_with_the_evidence(evidence, tmp_path):
                 assert shown == pytest.approx((effect.quantity, effect.quantity_low, effect.quantity_high))
             for number in claim.paper:
                 assert number.name in one["paper"] and number.provenance in one["paper"]
+
+
+def test_a_reference_below_its_floor_is_marked_told_and_a_column(evidence):
+    floor = {"metric": "accuracy", "arm": "linear classifier", "references": ["full"], "by": 1}
+    below = {"verdict": "not tested", "unlearned": True, "floor": Floor(**floor, direction="higher")}
+    pattern = evidence.claims[1]
+    both = evidence.model_copy(update={"claims": (pattern, pattern.model_copy(update=below))})
+    assert list(scorecard.collect([both])["unlearned"]) == [False, True]
+    plain, marked = scorecard.claims_markdown(both).split("* - {ref}")[1:]
+    for text in (
+        "the reference has not learned</span>",
+        "Asked first: full beats the linear classifier by 1",
+    ):
+        assert text in marked and text not in plain
 
 
 def test_every_claim_refers_to_its_place_in_the_chapter(evidence):
