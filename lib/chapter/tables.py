@@ -16,7 +16,8 @@ from lib.ledger.floors import asked_first
 from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Changed, Ledger, PaperNumber
 from lib.ledger.verdicts import VERDICTS, Effect
-from lib.ledger.wording import badge, format_interval, format_number, paper_number, plural, signs
+from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
+from lib.listing import plural
 
 if TYPE_CHECKING:
     import pandas as pd

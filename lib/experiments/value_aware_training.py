@@ -25,6 +25,7 @@ from lib.data import fashion_mnist
 from lib.data.imagenet import IMAGENET_2012
 from lib.data.images import ImageSet
 from lib.inspection import evaluating
+from lib.listing import plural
 from lib.models.vision.resnet import BasicBlock, ResNet, resnet
 from lib.quantization.saved_tensors import BnInput, PackedActivations, PackedTraining
 from lib.training.classifiers import ImageClassifier
@@ -218,7 +219,7 @@ def gradient_figure(errors: pd.DataFrame) -> Figure:
     means = exact.groupby(["bits", "ratio"])["error"].mean()
     figure, axis = plt.subplots(figsize=(6.5, 3.8))
     for (bits, rows), line in zip(means.groupby(level="bits"), LINES, strict=False):
-        axis.plot(100 * rows.index.get_level_values("ratio"), rows, line, label=f"{bits} bits")
+        axis.plot(100 * rows.index.get_level_values("ratio"), rows, line, label=plural(bits, "bit"))
     axis.axhline(means[4, 0.0], color="#555555", linestyle=":", linewidth=1)
     axis.set(yscale="log", xlabel="large values (%)", ylabel="relative error of the gradient")
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))

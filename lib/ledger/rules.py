@@ -176,9 +176,3 @@ class BoundRule(Rule):
     """As `Rule`, with limits in the place of comparisons."""
 
     parts: tuple[Limit, ...] = Field(min_length=1)  # type: ignore[assignment]
-
-
-class ArithmeticRule(Schema):
-    """Our numbers equal the paper's to `tolerance` (absolute), or each to its own tolerance or decimals."""
-
-    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -31,7 +31,7 @@ import yaml
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from lib.files import ROOT
-from lib.ledger.rules import ArithmeticRule, BoundRule, Floor, Rule, Schema, Text
+from lib.ledger.rules import BoundRule, Floor, Rule, Schema, Text
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
 Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
@@ -246,10 +246,9 @@ class Bound(ClaimBase):
 
 
 class Arithmetic(ClaimBase):
-    """Numbers that follow from a formula or a count: no chance, no interval."""
+    """Numbers that follow from a formula or a count: no chance, no interval, no rule but precision."""
 
     kind: Literal["arithmetic"]
-    rule: ArithmeticRule = ArithmeticRule()
 
     @model_validator(mode="after")
     def _precise(self) -> Arithmetic:
@@ -257,7 +256,7 @@ class Arithmetic(ClaimBase):
         if not names or len(set(names)) < len(names):
             raise ValueError("paper: an arithmetic claim needs at least one number, each with its own name")
         for number in self.paper:
-            stated = (number.between, number.tolerance, number.decimals, self.rule.tolerance)
+            stated = (number.between, number.tolerance, number.decimals)
             if all(one is None for one in stated):
                 raise ValueError(f"paper: {number.name!r} needs decimals or a tolerance to be judged by")
         if self.floor:
@@ -276,7 +275,7 @@ class Arithmetic(ClaimBase):
         """Where ours may lie: in the paper's range, or within a tolerance or half its last printed digit."""
         if number.between is not None:
             return number.between
-        near = number.tolerance or self.rule.tolerance or 0.5 * 10.0**-number.decimals
+        near = number.tolerance or 0.5 * 10.0**-number.decimals
         return number.value - near, number.value + near
 
 

@@ -26,7 +26,8 @@ from lib.ledger.intervals import (
 )
 from lib.ledger.rules import Schema, Term
 from lib.ledger.schema import Arithmetic, Claim, Measurement, PaperNumber
-from lib.ledger.wording import format_number, listed, paper_number, plural
+from lib.ledger.wording import format_number, listed, paper_number
+from lib.listing import plural
 
 VerdictName = Literal[
     "exact",

@@ -58,9 +58,3 @@ def format_interval(
     digits = min(12, max(0, 1 - int(np.floor(np.log10(half))))) if half > 0 else 4
     numbers = [f"{value:{mark},.{digits}f}".replace(",", " ") for value in (mean, low, high)]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}".replace("-", "−").strip()
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 seed``, ``5 seeds``, ``5 blocks of rounds``."""
-    head, of, rest = noun.partition(" of ")
-    return f"{count} {head}{'' if count == 1 else 's'}{of}{rest}"

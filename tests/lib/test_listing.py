@@ -1,8 +1,8 @@
-"""The first few of a list, in words."""
+"""The first few of a list, and how many there are, in words."""
 
 import pytest
 
-from lib.listing import first_few
+from lib.listing import first_few, plural
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,18 @@ from lib.listing import first_few
 )
 def test_the_first_items_and_how_many_are_left(items, options, text):
     assert first_few(items, **options) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (1, "bit", "1 bit"),
+        (2, "bit", "2 bits"),
+        (0, "seed", "0 seeds"),
+        (5, "block of rounds", "5 blocks of rounds"),
+        (1, "block of rounds", "1 block of rounds"),
+        (3, "deep network", "3 deep networks"),
+    ],
+)
+def test_one_is_singular_and_the_plural_is_that_of_the_head(count, noun, text):
+    assert plural(count, noun) == text

@@ -155,6 +155,70 @@ def test_every_claim_has_its_place(chapter):
             assert f"{chapter}-{claim.id.lower()}" in labels, f"no section is labelled for {claim.id}"
 
 
+def sections(chapter: str) -> list[tuple[list[str], list[nbformat.NotebookNode]]]:
+    """The chapter from heading to heading: labels above the heading, and the code cells below it."""
+    found, labels = [([], [])], []
+    for cell in read_chapter(chapter).cells:
+        if cell.cell_type == "code":
+            found[-1][1].append(cell)
+            continue
+        for line in cell.source.splitlines():
+            if label := re.fullmatch(r"\((.+)\)=", line):
+                labels.append(label[1])
+            elif re.match(r"#{1,6} ", line):
+                found.append((labels, []))
+                labels = []
+    return found
+
+
+@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS) - {"meantime"}))
+def test_a_claim_leads_to_the_section_that_judges_it(chapter):
+    """A reader who follows a claim's link finds its measurement below that heading, before the next one."""
+    place = {label: cells for labels, cells in sections(chapter) for label in labels}
+    for claim in load_ledger(chapter).claims:
+        if claim.entry("book").tested:
+            there = "\n".join(cell.source for cell in place[f"{chapter}-{claim.id.lower()}"])
+            assert f'"{claim.id}"' in there and "record.judge(" in there, claim.id
+
+
+def tables_shown(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """Names of the kept tables that cells end with: a call of the record, or what it was assigned to."""
+    named, shown = {}, []
+    for cell in cells:
+        made = calls(cell, "table") + calls(cell, "numbers")
+        kept = {ast.unparse(call): [*call.args, *(k.value for k in call.keywords)][-1].value for call in made}
+        *body, last = ast.parse(cell.source).body
+        for node in body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.value) in kept:
+                named[ast.unparse(node.targets[0])] = kept[ast.unparse(node.value)]
+        if not isinstance(last, ast.Expr):
+            continue
+        here = {kept[part] for part in map(ast.unparse, ast.walk(last)) if part in kept}
+        if "record." not in ast.unparse(last):  # a name in a call of the record is only drawn
+            here |= {named[node.id] for node in ast.walk(last) if getattr(node, "id", "") in named}
+        shown += sorted(here)
+    return shown
+
+
+@every_chapter
+def test_no_table_is_shown_twice(chapter):
+    shown = tables_shown(code(chapter))
+    assert sorted(set(shown)) == sorted(shown)
+
+
+def test_a_table_that_is_shown_twice_would_be_seen():
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in (
+            'proof = record.table(facts(), "levels")\nproof.T.style.format("{:.1f}")',
+            'record.numbers("C1", "C2", name="cells")',
+            'record.table(other, "other")\nrecord.figure(fig, "f")',
+            "pd.DataFrame(proof)",
+        )
+    ]
+    assert tables_shown(cells) == ["levels", "cells", "levels"]
+
+
 @every_chapter
 def test_the_code_that_is_shown_exists(chapter):
     shown = re.findall(r"```{literalinclude} (\S+)\n(?::pyobject: (\S+))?", text(chapter))

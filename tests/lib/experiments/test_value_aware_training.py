@@ -179,15 +179,15 @@ def test_settings_are_what_their_names_say():
 def test_the_gradient_figure_draws_a_line_per_width():
     rows = [
         (bits, ratio, "exact", seed + 0.1 / bits / (1 + ratio))
-        for bits in (3, 4)
+        for bits in (1, 3, 4)
         for ratio in (0.0, 0.02)
         for seed in (0, 1)
     ]
     rows.append((3, 0.02, "packed", 9.0))  # not drawn
     errors = pd.DataFrame(rows, columns=["bits", "ratio", "normalisation", "error"])
     axis = gradient_figure(errors).axes[0]
-    three, four, level = axis.lines
-    assert [three.get_label(), four.get_label()] == ["3 bits", "4 bits"]
+    one, three, four, level = axis.lines
+    assert [line.get_label() for line in (one, three, four)] == ["1 bit", "3 bits", "4 bits"]
     assert three.get_xdata().tolist() == [0, 2]
     over_seeds = [0.5 + 0.1 / 3, 0.5 + 0.1 / 3 / 1.02]
     assert three.get_ydata().tolist() == pytest.approx(over_seeds)
