@@ -44,7 +44,6 @@ PROVENANCES: tuple[str, ...] = get_args(Provenance)
 
 # --- what a ledger says ------------------------------------------------------------------------------------
 
-
 Setting = str | int | float | bool
 Settings = Annotated[
     tuple[Setting, ...],
