@@ -28,7 +28,7 @@ from lib.ledger.evidence import (
     own_part,
     rule_identity,
 )
-from lib.ledger.provenance import collect
+from lib.ledger.provenance import Provenance, collect, git_state
 from lib.ledger.schema import Claim, Ledger, load_ledger
 from lib.ledger.verdicts import judge, not_tested
 
@@ -78,7 +78,7 @@ class Record:
         if (self.folder / "evidence.json").exists():
             raise ValueError(f"a finished run is already in {self.folder.name}: it is not written over")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.started = datetime.now(UTC)
+        self.started, self._made_from = datetime.now(UTC), git_state(self.root)
         self._measurements: dict[str, Measurement] = {}
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
@@ -271,8 +271,11 @@ class Record:
 
     def provenance(self) -> Html:
         """How this page was made."""
-        table = tables.provenance_table(collect(self.started, self.root), tuple(self._data.values()))
+        table = tables.provenance_table(self._collect(), tuple(self._data.values()))
         return table.marked("provenance")
+
+    def _collect(self) -> Provenance:
+        return collect(self.started, self.root, self._made_from)
 
     def _in_order(self) -> tuple[ClaimEvidence, ...]:
         return tuple(self._claims[claim.id] for claim in self.ledger.claims if claim.id in self._claims)
@@ -290,7 +293,7 @@ class Record:
             measurements=tuple(self._measurements[claim.id] for claim in self.ledger.claims),
             data=tuple(self._data.values()),
             artifacts=tuple(self._artifacts.values()),
-            provenance=collect(self.started, self.root),
+            provenance=self._collect(),
         )
         record.save(self.folder / "claims.json")
         return self.folder / "claims.json"

@@ -44,12 +44,18 @@ class Provenance(Schema):
     sections: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
-def collect(started: datetime, root: Path = ROOT) -> Provenance:
-    """Provenance of what this process did since `started` (a time with a zone), up to now."""
+def collect(
+    started: datetime, root: Path = ROOT, made_from: tuple[str | None, bool | None] | None = None
+) -> Provenance:
+    """Provenance of what this process did since `started` (a time with a zone), up to now.
+
+    `made_from` is the `git_state` when it started, as a run of hours should name it: others may work in the
+    folder while it goes on, and `lib.runs.runner` sees to it that what it measured with stayed the same.
+    """
     import torch  # slow to import, and only a kernel that has it loaded already calls this
 
     ended = datetime.now(UTC)
-    commit, dirty = git_state(root)
+    commit, dirty = made_from or git_state(root)
     return Provenance(
         commit=commit,
         dirty=dirty,

@@ -312,6 +312,55 @@ def fingerprint(
 ) -> str:
     """Return the identity of a run's measurements: 64 hexadecimal digits that change when these could.
 
+    Parameters and errors are those of `measurement_parts`.
+    """
+    return identity(chapter, parameters, measurement_parts(chapter, scale, notebook, parameters, root, fetch))
+
+
+def identity(chapter: str, parameters: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """The fingerprint of a chapter with these parameters, from its `measurement_parts`."""
+    values = {name: value for name, value in parameters.items() if name not in PLACES}
+    whole = json.dumps({"chapter": chapter, "parameters": values, "parts": parts}, sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def method_identity(parts: Mapping[str, Any]) -> dict[str, str]:
+    """The method of a run, part by part: what it measures with, whatever its seeds and other parameters.
+
+    Runs whose methods are equal can be pooled, and of two that are not one can say what differs.
+
+    Parameters
+    ----------
+    parts : mapping
+        `measurement_parts`.
+
+    Returns
+    -------
+    dict of str to str
+        A digest of each cell, module, file and of the ledger's numbers that cells compute with; of each
+        package its version; ``absent`` for a file that is not here. Not in it: which claims the ledger tests,
+        since that changes no number.
+    """
+    flat = {f"package {name}": version for name, version in parts["packages"].items()}
+    flat["Python"] = parts["python"]
+    numbers = {name: value for name, value in parts["ledger"].items() if name != "tests"}
+    rest = {name: value for name, value in parts.items() if name not in ("packages", "python", "ledger")}
+    for name, value in (rest | ({"numbers of the ledger": numbers} if numbers else {})).items():
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+        flat[name] = value if value == "absent" else digest
+    return dict(sorted(flat.items()))
+
+
+def measurement_parts(
+    chapter: str,
+    scale: str,
+    notebook: NotebookNode,
+    parameters: Mapping[str, Any],
+    root: Path = ROOT,
+    fetch: bool = False,
+) -> dict[str, Any]:
+    """All that can change a run's measurements, but for the parameters' values: content by name.
+
     Parameters
     ----------
     chapter, scale : str
@@ -343,9 +392,7 @@ def fingerprint(
             parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"]), fetch))
         except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
-    values = {name: value for name, value in parameters.items() if name not in PLACES}
-    for name, value in values.items():
-        if isinstance(value, str) and value and os.path.isfile(root / value):
+    for name, value in parameters.items():
+        if name not in PLACES and isinstance(value, str) and value and os.path.isfile(root / value):
             parts[f"parameter {name}"] = _digest(root / value)
-    whole = json.dumps({"chapter": chapter, "parameters": values, "parts": parts}, sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()
+    return parts

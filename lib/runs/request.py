@@ -8,7 +8,7 @@ writes a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import yaml
 from nbformat import NotebookNode
 
 from lib.files import ROOT
-from lib.runs.fingerprint import fingerprint
+from lib.runs.fingerprint import identity, measurement_parts, method_identity
 from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Request:
         64 hexadecimal digits.
     root : Path
         The repository.
+    method : dict of str to str
+        What it measures with, part by part, whatever the parameters' values.
     """
 
     chapter: str
@@ -51,6 +53,7 @@ class Request:
     parameters: dict[str, Any]
     fingerprint: str
     root: Path
+    method: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -127,8 +130,9 @@ def resolve(
     parameters |= override(declared, overrides or {}, chapter)
     parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
     del parameters["run_dir"]
-    identity = fingerprint(chapter, scale, notebook, parameters, root, fetch=fetch)
-    return Request(chapter, scale, notebook, declared, parameters, identity, root)
+    parts = measurement_parts(chapter, scale, notebook, parameters, root, fetch)
+    fingerprint, method = identity(chapter, parameters, parts), method_identity(parts)
+    return Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method)
 
 
 def chapter_scales(chapter: str, root: Path | None = None) -> tuple[str, ...]:

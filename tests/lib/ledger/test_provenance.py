@@ -91,6 +91,14 @@ def test_collected(checkout):
         assert private in ("", "/") or private not in found.model_dump_json()
 
 
+def test_what_a_run_of_hours_was_made_from_is_what_was_there_when_it_started(checkout):
+    before = git_state(checkout)
+    (checkout / "file").write_text("somebody works on")
+    found = collect(datetime.now(UTC), checkout, before)
+    assert (found.commit, found.dirty) == (git(checkout, "rev-parse", "HEAD"), False)
+    assert collect(datetime.now(UTC), checkout).dirty is True
+
+
 def test_times_need_a_zone(checkout):
     fields = collect(datetime.now(UTC), checkout).model_dump()
     with pytest.raises(ValidationError, match="timezone"):

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -146,6 +147,43 @@ def test_a_change_voids_what_measures_with_it_and_nothing_else(shared, shared_re
     path.write_text(content)
     assert [chapter for chapter in after if after[chapter] != before[chapter]] == voided
     assert identities() == before, "back to its content, back to its run"
+
+
+METHOD = """
+import json, sys
+from lib.runs.request import resolve
+print(json.dumps([dict(resolve("tiny", "book", asked).method) for asked in json.loads(sys.argv[1])]))
+"""
+
+
+def test_the_method_is_what_runs_of_other_seeds_share_part_by_part(layered):
+    layered.write("ask.py", METHOD)
+
+    def methods(*asked):
+        done = layered.run("ask", json.dumps(asked))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def changed(name, change):
+        path = layered.root / name
+        content = path.read_text()
+        path.write_text(change(content))
+        (after,) = methods({})
+        path.write_text(content)
+        return [part for part in before if after.get(part) != before[part]]
+
+    before, others, cuda = methods({}, {"seeds": [7, 8], "value": 5.0}, {"device": "cuda"})
+    assert before == others, "values of parameters stand beside it"
+    assert set(before) ^ set(cuda) == {"data lib.data.tinyset:SET", "data lib.data.tinyset:OTHER"}
+    assert before["package arithmetic"] == "1.0"
+    assert "lib.chapter.record" not in before
+    assert changed("lib/models/lower.py", replace("4", "3")) == ["lib.models.lower"]
+    assert changed("notebooks/tiny.md", replace("if crash:", "if not crash:")) == ["cell 3"]
+    assert changed("data/numbers.txt", append("4")) == ["data lib.data.tinyset:SET"]
+    assert changed(METADATA, replace("Version: 1.0", "Version: 1.1")) == ["package arithmetic"]
+    assert changed("book/claims/tiny.yml", replace(*TESTED)) == [], "it changes no number"
+    (layered.root / "data/numbers.txt").unlink()
+    assert methods({})[0]["data lib.data.tinyset:SET"] == "absent"
 
 
 def test_dates_and_places_decide_nothing(layered, folder):

@@ -65,7 +65,9 @@ def test_a_run_leaves_the_whole_folder_and_is_not_repeated(project):
         "crash": False,
     }
     assert set(evidence.provenance.sections) == {"A tiny chapter", "Work", "End"}
-    assert folder.name == json.loads((folder / "parameters.json").read_text())["fingerprint"][:12]
+    held = json.loads((folder / "parameters.json").read_text())
+    assert folder.name == held["fingerprint"][:12]
+    assert {"Python", "cell 1"} < set(held["method"]) and "seeds" not in held["method"]
     lines = first.stdout.splitlines()
     assert lines[0].startswith("[tiny] 2/8 A tiny chapter · ")
     assert any(line.startswith("[tiny] 5/8 Work · ") for line in lines)
