@@ -6,6 +6,7 @@ A chapter opens a `Record`, hands it measurements, figures and tables, and close
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib.chapter import figures, tables
+from lib.chapter import figures, per_unit, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, write_atomically
 from lib.ledger.evidence import (
@@ -83,6 +84,7 @@ class Record:
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
         self._artifacts: dict[str, Artifact] = {}
+        self._units = per_unit.UnitTable()
         self.log = _log_to(self.folder / "log.txt")
 
     # --- claims ---
@@ -105,7 +107,9 @@ class Record:
         ----------
         claim_id : str
         measured : mapping
-            As for `lib.ledger.verdicts.judge`; what other claims of the ledger use may be in it too.
+            As for `lib.ledger.verdicts.judge`; what other claims of the ledger use may be in it too. An arm
+            may have results (replicates, units), as an array or a frame; they are needed where the claim
+            names a `unit`, and are kept as ``tables/per-<unit>.csv.gz``.
         protocol : str
             How it was measured, if the ledger's sentence is not enough.
         synthetic : bool, optional
@@ -113,12 +117,17 @@ class Record:
         """
         claim = self._open(claim_id)
         self._refuse_unknown(claim, measured)
+        units = per_unit.spreads(claim, measured)
+        if units:
+            self._units.add(claim.unit, measured)
+        measured = per_unit.means(measured)
         # Checks names and values, and says whose they are; what is kept are the raw numbers.
-        judge(claim, own_part(claim, measured), self.scale, synthetic)
+        judge(claim, own_part(claim, measured), self.scale, synthetic, units)
         return self._keep(
             Measurement(
                 claim=claim_id,
                 measured=_plain(measured),
+                units=units,
                 tested=True,
                 protocol=protocol,
                 synthetic=synthetic,
@@ -284,6 +293,10 @@ class Record:
 
     def close(self) -> Path:
         """Write ``claims.json``; ValueError while a claim of the ledger has neither verdict nor reason."""
+        for unit, frame in self._units.frames().items():
+            (path,) = self._artifact(f"per-{unit}", "table", (f"tables/per-{unit}.csv.gz",))
+            text = frame.to_csv(index=False, float_format="%.6g")
+            write_atomically(path, gzip.compress(text.encode(), mtime=0))
         if left := [claim.id for claim in self.ledger.claims if claim.id not in self._claims]:
             raise ValueError(f"neither judged nor marked not tested: {', '.join(left)}")
         record = ChapterRecord(

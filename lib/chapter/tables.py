@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from docutils.nodes import make_id
 
 from lib.ledger.floors import asked_first
+from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.provenance import Provenance, direct_dependencies
-from lib.ledger.schema import Changed, Ledger, PaperNumber
+from lib.ledger.schema import Changed, Ledger
 from lib.ledger.verdicts import VERDICTS, Effect
 from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
 from lib.listing import plural

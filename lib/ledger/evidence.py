@@ -19,24 +19,28 @@ from typing import Any, Literal, Self
 from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
 from lib.files import syntax_digest, write_atomically
+from lib.ledger.paper_numbers import PaperNumber
+from lib.ledger.paper_numbers import Provenance as NumberProvenance
 from lib.ledger.provenance import Provenance
 from lib.ledger.rules import Floor, Schema
-from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, PaperNumber, ScaleName
-from lib.ledger.schema import Provenance as NumberProvenance
+from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, ScaleName
+from lib.ledger.units import UnitSpread
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
 
 
 class Measurement(Schema):
     """What a cell handed over for one claim, before any rule: all that judging it again takes.
 
-    `measured` is empty where the run does not test the claim, and `reason` says why. `rule` is the identity
-    of the rule that was in force when it was measured.
+    `measured` is empty where the run does not test the claim, and `reason` says why. `units` is what the test
+    units add to the error bars, by metric, where results per unit were handed over. `rule` is the identity of
+    the rule that was in force when it was measured.
     """
 
     claim: str
     measured: dict[str, dict[str, tuple[FiniteFloat, ...]]] | dict[str, FiniteFloat] = Field(
         default_factory=dict
     )
+    units: dict[str, UnitSpread] = Field(default_factory=dict)
     tested: bool
     reason: str = ""
     protocol: str = ""
@@ -48,7 +52,7 @@ class Measurement(Schema):
         """The claim's evidence by `ledger`; ValueError where this does not fit what the ledger asks for."""
         claim = ledger[self.claim]
         if self.tested:
-            verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic)
+            verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic, self.units)
         else:
             verdict = not_tested(claim, scale, self.reason)
         younger = self.tested and self.rule != rule_identity(claim, scale)
@@ -60,7 +64,15 @@ class Measurement(Schema):
 def _judging() -> str:
     """Identity of the code that judges, without the sentences in which it says so."""
     here = Path(__file__).parent
-    names = ("rules.py", "intervals.py", "floors.py", "verdicts.py", "schema.py")
+    names = (
+        "rules.py",
+        "paper_numbers.py",
+        "intervals.py",
+        "units.py",
+        "floors.py",
+        "verdicts.py",
+        "schema.py",
+    )
     code = [(here / name).read_text(encoding="utf-8") for name in names]
     return "".join(syntax_digest(source, sentences=False) for source in code)
 
@@ -68,7 +80,7 @@ def _judging() -> str:
 def rule_identity(claim: Claim, scale: str) -> str:
     """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
     number = {"value", "between", "arm", "metric", "label", "decimals", "tolerance", "provenance"}
-    decisive = {"kind": True, "rule": True, "interpretations": True, "computed_from": True}
+    decisive = {"kind": True, "rule": True, "unit": True, "interpretations": True, "computed_from": True}
     decisive |= {"paper": {"__all__": number}, "floor": True}
     content = claim.model_dump_json(include=decisive)
     content += f" {claim.entry(scale).reproduces} {_judging()}"
@@ -113,6 +125,7 @@ class ClaimEvidence(Schema):
     provenance_of_paper_number: NumberProvenance | None
     protocol: str
     replicate: str
+    unit: str = ""
     synthetic: bool
     scope: str
     command: str
@@ -131,7 +144,7 @@ class ClaimEvidence(Schema):
     ) -> Self:
         """A claim of the ledger with its verdict."""
         shared = {name: getattr(claim, name) for name in ("statement", "source", "kind", "paper", "see")}
-        more = ("replicate", "caveat", "changed", "floor", "interpretations")
+        more = ("replicate", "unit", "caveat", "changed", "floor", "interpretations")
         shared |= {name: getattr(claim, name) for name in more}
         shared["own"] = claim.own
         return cls(

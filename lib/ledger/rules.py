@@ -140,6 +140,15 @@ class Term(Schema):
         """The quantity at a margin: of a limit "x ≤ 3" a margin of 1 is x = 2."""
         return self.sign * margin + self.limit
 
+    def weights(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The margin as a sum of the arms' means times these, to first order: exact but for ratios."""
+        if self.of == "value":
+            return {self.arms[0]: self.sign}
+        if self.of == "difference":
+            return {self.arms[0]: self.sign, self.arms[1]: -self.sign}
+        above, below = (float(np.mean(values[arm])) for arm in self.arms)
+        return {self.arms[0]: self.sign / below, self.arms[1]: -self.sign * above / below**2}
+
     def margin(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """Margin (seeds,) in favour of the claim, from each arm's values (seeds,)."""
         first = values[self.arms[0]]

@@ -28,18 +28,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lib.files import ROOT
+from lib.ledger.paper_numbers import PROVENANCES, PaperNumber, Provenance
 from lib.ledger.rules import BoundRule, Floor, Rule, Schema, Text
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
-Provenance = Literal["paper", "authors' code", "cited", "derived", "recalled"]
 
 SCALES: tuple[str, ...] = get_args(ScaleName)
 NO_LONG_RUN = "no long run of this chapter is planned yet"
-# From the most to the least certain reading of a paper's number.
-PROVENANCES: tuple[str, ...] = get_args(Provenance)
 
 
 # --- what a ledger says ------------------------------------------------------------------------------------
@@ -50,41 +48,6 @@ Settings = Annotated[
     BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
     Field(min_length=1),
 ]
-
-
-class PaperNumber(Schema):
-    """A number of the paper, and where it was read.
-
-    `arm` and `metric` tie it to a measurement (a number without them is context: shown, never judged
-    against); `decimals` is the printed precision, `tolerance` an absolute one in the number's unit. Where the
-    paper gives a range (``[1, 10]``), `between` stands in the place of `value`.
-    """
-
-    value: FiniteFloat | None = None
-    between: tuple[FiniteFloat, FiniteFloat] | None = None
-    where: Text
-    provenance: Provenance
-    unit: str = ""
-    label: str = ""
-    arm: str | None = None
-    metric: str | None = None
-    decimals: int | None = Field(default=None, ge=0, le=12)
-    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _named(self) -> PaperNumber:
-        if not self.name:
-            raise ValueError("a number needs a label, or an arm and a metric")
-        if (self.value is None) == (self.between is None):
-            raise ValueError("a number has a value or, where the paper gives a range, between")
-        if self.between is not None and self.between[0] >= self.between[1]:
-            raise ValueError(f"between must be the lower and the upper end, got {list(self.between)}")
-        return self
-
-    @property
-    def name(self) -> str:
-        """Its label, else ``metric, arm``."""
-        return self.label or ", ".join(part for part in (self.metric, self.arm) if part)
 
 
 class Changed(Schema):
@@ -145,11 +108,13 @@ class Interpretation(Schema):
 class ClaimBase(Schema):
     """What every kind of claim has.
 
-    `see` names claims whose numbers this one sums up. `own` marks what the paper does not say: a check of our
-    definitions or our code, or a question of ours. `computed_from` says where the paper's own inputs of our
-    number were read, if there are any: a count from remembered ranks is a memory, too. `changed` is declared
-    where a rule is younger than what it was first tried on; the confirming run uses seeds that no trial used.
-    `floor` is what the reference must beat first: a loss or a gain of networks that have not learned is none.
+    `unit` names what a replicate is scored on where results per unit are kept (user): the interval then
+    covers other units, too. `see` names claims whose numbers this one sums up. `own` marks what the paper
+    does not say: a check of our definitions or our code, or a question of ours. `computed_from` says where
+    the paper's own inputs of our number were read, if there are any: a count from remembered ranks is a
+    memory, too. `changed` is declared where a rule is younger than what it was first tried on; the confirming
+    run uses seeds that no trial used. `floor` is what the reference must beat first: a loss or a gain of
+    networks that have not learned is none.
     """
 
     id: str = Field(pattern=r"^[A-Z][0-9]+[a-z]?$")
@@ -160,6 +125,7 @@ class ClaimBase(Schema):
     scales: Scales
     protocol: Text
     replicate: Text = "seed"
+    unit: str = ""
     caveat: str = ""
     own: bool = False
     computed_from: Provenance | None = None

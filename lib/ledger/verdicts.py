@@ -24,8 +24,10 @@ from lib.ledger.intervals import (
     replicated,
     smallest_effect,
 )
+from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.rules import Schema, Term
-from lib.ledger.schema import Arithmetic, Claim, Measurement, PaperNumber
+from lib.ledger.schema import Arithmetic, Claim, Measurement
+from lib.ledger.units import UnitSpread, shared_by_replicates
 from lib.ledger.wording import format_number, listed, paper_number
 from lib.listing import plural
 
@@ -67,8 +69,9 @@ class Effect(Schema):
     `mean`, `low` and `high` are the margin in the claim's favour and its interval; `quantity`,
     `quantity_low` and `quantity_high` the same of the quantity itself, as people read it. `relative` is a
     difference as a share of the other arm's mean, where that makes sense; `level` the interval's confidence,
-    higher than usual where several parts share the chance of a false contradiction; `smallest` the smallest
-    effect that this design finds four times in five.
+    higher than usual where several parts share the chance of a false contradiction; `units` how many test
+    units the interval is over, beside the replicates; `smallest` the smallest effect that this design finds
+    four times in five.
     """
 
     label: str
@@ -82,6 +85,7 @@ class Effect(Schema):
     high: FiniteFloat | None
     level: float
     replicates: int
+    units: int | None = None
     relative: FiniteFloat | None
     smallest: FiniteFloat | None = None
     outcome: Literal["holds", "inconclusive", "contradicted"]
@@ -111,7 +115,13 @@ class Verdict(Schema):
     command: str = ""
 
 
-def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool | None = None) -> Verdict:
+def judge(
+    claim: Claim,
+    measured: Mapping[str, Any],
+    scale: str,
+    synthetic: bool | None = None,
+    units: Mapping[str, UnitSpread] | None = None,
+) -> Verdict:
     """Apply a claim's rule to raw measurements.
 
     Parameters
@@ -126,6 +136,8 @@ def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool
     scale : {"smoke", "book", "long", "paper"}
     synthetic : bool, optional
         Whether this is a made-up world. The ledger knows; given, it must agree.
+    units : mapping, optional
+        What the test units add to the error bar, by metric; needed where the claim names a `unit`.
 
     Raises
     ------
@@ -142,7 +154,7 @@ def judge(claim: Claim, measured: Mapping[str, Any], scale: str, synthetic: bool
     outcome = (
         _arithmetic(claim, measured)
         if isinstance(claim, Arithmetic)
-        else _by_replicates(claim, measured, scale)
+        else _by_replicates(claim, measured, scale, units or {})
     )
     if claim.interpretations and outcome["verdict"] in ("exact", "reproduced", "holds"):
         tried = "; ".join(f"{tried.reading}: {tried.outcome}" for tried in claim.interpretations)
@@ -192,22 +204,27 @@ def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any
 # --- everything with chance in it --------------------------------------------------------------------------
 
 
-def _by_replicates(claim: Claim, measured: Mapping[str, Any], scale: str) -> dict[str, Any]:
+def _by_replicates(
+    claim: Claim, measured: Mapping[str, Any], scale: str, units: Mapping[str, UnitSpread]
+) -> dict[str, Any]:
     terms = claim.rule.terms()
     values = _values(claim, measured)
+    shared = shared_by_replicates(claim, terms, values, units)
     margins = np.stack([term.margin(values[term.metric]) for term in terms])
     # What rounding can do to a difference of numbers of this size.
     sizes = [max(np.abs(values[term.metric][arm]).max() for arm in term.arms) for term in terms]
     resolution = 8 * np.finfo(float).eps * np.maximum(sizes, [abs(term.limit) for term in terms])
-    outcomes = decide_parts(margins, LEVEL, resolution)
+    outcomes = decide_parts(margins, LEVEL, resolution, **shared)
     effects = tuple(
-        _effect(term, margin, int(outcome), values[term.metric], len(terms))
-        for term, margin, outcome in zip(terms, margins, outcomes, strict=True)
+        _effect(term, margin, int(outcome), values[term.metric], len(terms), variance, shared["units"])
+        for term, margin, outcome, variance in zip(
+            terms, margins, outcomes, shared["unit_variance"], strict=True
+        )
     )
     result = {
         "measured": {m: {a: _summary(v) for a, v in arms.items()} for m, arms in values.items()},
         "effects": effects,
-        "interval": _deciding(effects, margins),
+        "interval": _deciding(effects, margins, shared["unit_variance"]),
     }
     if claim.floor and (reason := unlearned(claim.floor, values[claim.floor.metric])):
         return result | {"verdict": "not tested", "unlearned": True, "reason": reason}
@@ -272,15 +289,21 @@ def _summary(vector: np.ndarray) -> Summary:
 
 
 def _effect(
-    term: Term, margin: np.ndarray, outcome: int, values: dict[str, np.ndarray], parts: int
+    term: Term,
+    margin: np.ndarray,
+    outcome: int,
+    values: dict[str, np.ndarray],
+    parts: int,
+    unit_variance: float,
+    units: int | None,
 ) -> Effect:
     # The interval that decided: against the claim the parts share the chance of an error.
     against = outcome < 0 or (outcome == 0 and margin.mean() < 0)
     level = adjusted_level(parts) if against else LEVEL
     low = high = smallest = None
     if margin.size >= MINIMUM_REPLICATES:
-        _, low, high = mean_interval(margin, level)
-        smallest = smallest_effect(margin)
+        _, low, high = mean_interval(margin, level, unit_variance, units)
+        smallest = smallest_effect(margin, unit_variance=unit_variance, units=units)
     ends = [end if end is None else term.quantity_of(end) for end in (low, high)]
     reference = abs(values[term.arms[-1]].mean())
     quantity = term.quantity_of(margin.mean())
@@ -296,18 +319,19 @@ def _effect(
         high=high,
         level=level,
         replicates=margin.size,
+        units=units,
         relative=quantity / reference if term.percent and reference else None,
         smallest=smallest,
         outcome=("inconclusive", "holds", "contradicted")[outcome],
     )
 
 
-def _deciding(effects: tuple[Effect, ...], margins: np.ndarray) -> Effect:
+def _deciding(effects: tuple[Effect, ...], margins: np.ndarray, unit_variance: np.ndarray) -> Effect:
     """The effect with the lowest t statistic: what contradicts, or the weakest part."""
-    mean, spread = margins.mean(-1), margins.std(-1)
-    sizes = np.where(spread > 0, spread, np.finfo(float).tiny)  # copies: their sign alone puts them in order
+    errors = np.sqrt(margins.var(-1) / max(1, margins.shape[-1] - 1) + unit_variance)
+    errors = np.where(errors > 0, errors, np.finfo(float).tiny)  # copies: their sign alone puts them in order
     with np.errstate(over="ignore"):  # a margin without spread is infinitely sure
-        return effects[int(np.argmin(np.clip(mean / sizes, -1e300, 1e300)))]
+        return effects[int(np.argmin(np.clip(margins.mean(-1) / errors, -1e300, 1e300)))]
 
 
 def _agreeing(claim: Claim, values: dict[str, dict[str, np.ndarray]], scale: str) -> dict[str, str]:

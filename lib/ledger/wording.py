@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from lib.ledger.schema import PaperNumber
+from lib.ledger.paper_numbers import PaperNumber
 from lib.listing import first_few
 
 

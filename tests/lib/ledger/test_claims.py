@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from lib.ledger.intervals import LEVEL
-from lib.ledger.schema import PROVENANCES, SCALES, load_ledger
+from lib.ledger.paper_numbers import PROVENANCES
+from lib.ledger.schema import SCALES, load_ledger
 from lib.ledger.verdicts import MEMORY, VERDICTS, judge, not_tested
 from lib.ledger.wording import format_interval, format_number, paper_number
 
