@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from book import fragments, scorecard  # noqa: E402
+from book.numerals import readable  # noqa: E402
 from lib.runs.parameters import PLACES, RequestError  # noqa: E402
 from lib.runs.presentation import Presented, present  # noqa: E402
 from lib.runs.request import Request, resolve  # noqa: E402
@@ -122,7 +123,8 @@ def clean_notebook(text: str, name: str) -> str:
     """An executed notebook as the page shows it.
 
     Papermill's injected cell keeps only what differs from the parameters cell above it, without paths of the
-    machine that ran; papermill's own metadata, which names such paths too, is dropped.
+    machine that ran; papermill's own metadata, which names such paths too, is dropped. Numbers are written
+    in the book's form (`book.numerals`).
 
     Raises
     ------
@@ -152,6 +154,7 @@ def clean_notebook(text: str, name: str) -> str:
             cell["source"] = "\n".join(["# this page was run with", *lines])
         cells.append(cell)
     notebook["cells"] = cells
+    readable(notebook)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
 
 

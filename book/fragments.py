@@ -13,6 +13,7 @@ from re import sub
 
 from lib.ledger.evidence import Evidence, evidence_schema
 from lib.ledger.provenance import direct_dependencies
+from lib.ledger.wording import format_number
 
 
 def cell(text: str) -> str:
@@ -97,8 +98,9 @@ def status(evidence: Mapping[str, Evidence], root: Path) -> str:
         commit += " with uncommitted changes" if made.dirty else ""
         machine = f"{made.processor}, {made.threads}" + (f", {made.accelerator}" if made.accelerator else "")
         lines.append(
-            f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {made.wall_seconds:,.0f} s "
-            f"| {made.peak_memory_bytes / 2**20:,.0f} MiB | {cell(machine)} | {made.started:%Y-%m-%d %H:%M} "
+            f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {format_number(made.wall_seconds, 0)} s "
+            f"| {format_number(made.peak_memory_bytes / 2**20, 0)} MiB | {cell(machine)} "
+            f"| {made.started:%Y-%m-%d %H:%M} "
             f"| {commit} "
             f"| {{download}}`JSON <_generated/{chapter}.evidence.json>` |"
         )

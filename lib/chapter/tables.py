@@ -16,7 +16,7 @@ from lib.ledger.floors import asked_first
 from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Changed, Ledger
-from lib.ledger.verdicts import VERDICTS, Effect
+from lib.ledger.verdicts import VERDICTS, Effect, Summary
 from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
 from lib.listing import plural
 
@@ -191,10 +191,10 @@ def measured(claim: ClaimEvidence) -> str:
             if isinstance(value, float)
         ]
         return _folded(numbers, "numbers") or "–"
-    parts = [effect_text(claim.interval, claim.replicate)]
-    others = [effect_text(effect, claim.replicate) for effect in claim.effects if effect != claim.interval]
+    parts = [effect_text(claim.interval, claim)]
+    others = [effect_text(effect, claim) for effect in claim.effects if effect != claim.interval]
     arms = [
-        f"{escape(metric)}, {escape(arm)}: {format_interval(summary.mean, summary.low, summary.high)}"
+        f"{escape(metric)}, {escape(arm)}: {mean_text(claim, metric, summary)}"
         for metric, by_arm in claim.measured.items()
         for arm, summary in by_arm.items()
     ]
@@ -204,14 +204,25 @@ def measured(claim: ClaimEvidence) -> str:
     return "".join(parts)
 
 
-def effect_text(effect: Effect, replicate: str) -> str:
+def mean_text(claim: ClaimEvidence, metric: str, summary: Summary) -> str:
+    """An arm's mean with its interval, cut where the metric ends."""
+    return format_interval(
+        summary.mean, summary.low, summary.high, possible=claim.possible.get(metric, (None, None))
+    )
+
+
+def effect_text(effect: Effect, claim: ClaimEvidence) -> str:
     """One effect: the quantity with its interval, what is claimed of it, how sure, and what could be seen."""
-    size = format_interval(effect.quantity, effect.quantity_low, effect.quantity_high, effect.unit)
+    of_arm = [m for m, arms in claim.measured.items() if effect.label in {f"{m}: {arm}" for arm in arms}]
+    possible = claim.possible.get(of_arm[0], (None, None)) if of_arm else (None, None)
+    ends = (effect.quantity_low, effect.quantity_high)
+    size = format_interval(effect.quantity, *ends, unit=effect.unit, possible=possible)
     relative = f" ({signs(f'{100 * effect.relative:+.1f}')} %)" if effect.relative is not None else ""
     sure = f"{100 * effect.level:.3g} % interval, " if effect.low is not None else ""
+    replicates = escape(plural(effect.replicates, claim.replicate))
     text = (
         f"{escape(effect.label)} = <span class='number'>{escape(size)}</span>{relative}; claimed: "
-        f"{escape(effect.claimed)} <small>({sure}{escape(plural(effect.replicates, replicate))})</small>"
+        f"{escape(effect.claimed)} <small>({sure}{replicates})</small>"
     )
     if effect.outcome == "inconclusive" and effect.smallest:
         smallest = escape(format_number(float(f"{effect.smallest:.2g}"), unit=effect.unit))
@@ -254,8 +265,8 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
         ("threads", str(provenance.threads)),
         ("system", escape(f"{provenance.platform}, Python {provenance.python}")),
         ("started (UTC)", f"{provenance.started:%Y-%m-%d %H:%M}"),
-        ("wall time", f"{provenance.wall_seconds:,.0f} s"),
-        ("peak memory", f"{provenance.peak_memory_bytes / 2**20:,.0f} MiB"),
+        ("wall time", format_number(provenance.wall_seconds, 0, "s")),
+        ("peak memory", format_number(provenance.peak_memory_bytes / 2**20, 0, "MiB")),
         ("packages", ", ".join(main) + _details(f"all {len(packages)}", [", ".join(packages)])),
     ]
     rows += [

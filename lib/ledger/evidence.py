@@ -22,7 +22,7 @@ from lib.files import syntax_digest, write_atomically
 from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.paper_numbers import Provenance as NumberProvenance
 from lib.ledger.provenance import Provenance
-from lib.ledger.rules import Floor, Schema
+from lib.ledger.rules import Floor, Range, Schema
 from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, ScaleName
 from lib.ledger.units import UnitSpread
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
@@ -57,7 +57,9 @@ class Measurement(Schema):
             verdict = not_tested(claim, scale, self.reason)
         younger = self.tested and self.rule != rule_identity(claim, scale)
         protocol = self.protocol or claim.protocol
-        return ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
+        one = ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
+        possible = {metric: ends for metric, ends in ledger.possible.items() if metric in verdict.measured}
+        return one.model_copy(update={"possible": possible})
 
 
 @cache
@@ -108,7 +110,8 @@ class ClaimEvidence(Schema):
     `provenance_of_paper_number` is the least certain one among the numbers that the claim was judged against;
     `anchor` is the label of the place in the chapter where the measurement is made. `rule_is_younger` says
     that the rule, or a number that it uses, was changed after the measurement; `unlearned` that the reference
-    did not beat `floor`, so that a claim which was measured is not tested.
+    did not beat `floor`, so that a claim which was measured is not tested. `possible` has the lowest and
+    highest value that a metric can take.
     """
 
     id: str
@@ -137,6 +140,7 @@ class ClaimEvidence(Schema):
     interpretations: tuple[Interpretation, ...]
     anchor: str
     rule_is_younger: bool = False
+    possible: dict[str, Range] = Field(default_factory=dict)
 
     @classmethod
     def of(

@@ -17,6 +17,9 @@ Names = Annotated[
     tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
 ]
 
+# The values that a metric can take at all; None where it has no end.
+Range = tuple[FiniteFloat | None, FiniteFloat | None]
+
 
 class Schema(BaseModel):
     """Base of everything people write by hand or a run leaves: immutable, unknown fields refused."""

@@ -32,11 +32,13 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lib.files import ROOT
 from lib.ledger.paper_numbers import PROVENANCES, PaperNumber, Provenance
-from lib.ledger.rules import BoundRule, Floor, Rule, Schema, Text
+from lib.ledger.rules import BoundRule, Floor, Range, Rule, Schema, Text
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
 
 SCALES: tuple[str, ...] = get_args(ScaleName)
+# ``{C4}`` in a text: what became of that claim.
+VERDICT_REFERENCE = re.compile(r"\{([^{}]*)\}")
 NO_LONG_RUN = "no long run of this chapter is planned yet"
 
 
@@ -251,7 +253,8 @@ class Paper(Schema):
     """The paper a chapter is about.
 
     `short` is a name for figures, where the title's part before the colon is too long for one; `read` says
-    what of the paper could be read when the ledger was written.
+    what of the paper could be read when the ledger was written. `answer` is ours to the title's question, for
+    the front page: a sentence or two, in which ``{C4}`` stands for what became of claim C4.
     """
 
     id: Text
@@ -266,17 +269,20 @@ class Paper(Schema):
     code_commit: str | None = None
     code_licence: Text
     read: str = ""
+    answer: str = ""
 
 
 class Ledger(Schema):
     """A paper and its claims, in the order they are shown.
 
-    `other_arms` and `other_metrics` are measured beside them and in no rule.
+    `other_arms` and `other_metrics` are measured beside them and in no rule; `possible` has the lowest and
+    the highest value that a metric can take, where intervals could reach beyond it.
     """
 
     paper: Paper
     other_arms: tuple[Text, ...] = ()
     other_metrics: tuple[Text, ...] = ()
+    possible: dict[Text, Range] = Field(default_factory=dict)
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -287,6 +293,16 @@ class Ledger(Schema):
         for claim in self.claims:
             if missing := sorted(set(claim.see) - set(ids)):
                 raise ValueError(f"claim {claim.id}, see: no claim {missing[0]}")
+        for name in VERDICT_REFERENCE.findall(self.paper.answer):
+            if name not in ids:
+                raise ValueError(f"paper.answer: no claim {name}")
+        metrics = {metric for claim in self.claims for metric in claim.arms(floor=True)} | set(
+            self.other_metrics
+        )
+        if unknown := sorted(set(self.possible) - metrics):
+            raise ValueError(
+                f"possible: no metric {unknown[0]!r}: expected one of {', '.join(sorted(metrics))}"
+            )
         return self
 
     def __getitem__(self, claim_id: str) -> Claim:

@@ -28,7 +28,7 @@ from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.rules import Schema, Term
 from lib.ledger.schema import Arithmetic, Claim, Measurement
 from lib.ledger.units import UnitSpread, shared_by_replicates
-from lib.ledger.wording import format_number, listed, paper_number
+from lib.ledger.wording import format_number, listed, off_number, paper_number
 from lib.listing import plural
 
 VerdictName = Literal[
@@ -191,9 +191,8 @@ def _arithmetic(claim: Arithmetic, measured: Mapping[str, Any]) -> dict[str, Any
         # Decimal fractions are not exact in binary: a difference of half a digit may come out a hair larger.
         hair = 1e-9 * (high - low) + 1e-12 * max(abs(low), abs(high))
         if not low - hair <= ours[name] <= high + hair:
-            digits = None if number.decimals is None else number.decimals + 2
             off.append(
-                f"{name}: ours {format_number(ours[name], digits)}, the paper's {paper_number(number)}"
+                f"{name}: ours {off_number(ours[name], low, high)}, the paper's {paper_number(number)}"
             )
     if off:
         return {"verdict": "contradicted", "reason": "; ".join(off) + ".", "measured": ours}

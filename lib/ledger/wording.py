@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from html import escape
 
 import numpy as np
 
 from lib.ledger.paper_numbers import PaperNumber
+from lib.ledger.rules import Range
+from lib.ledger.schema import VERDICT_REFERENCE
 from lib.listing import first_few
 
 
@@ -21,7 +25,7 @@ def listed(text: str, items: list[str], shown: int = 3) -> str:
 
 
 def format_number(value: float, decimals: int | None = None, unit: str = "") -> str:
-    """A number for people: `decimals` as printed, else at most four digits; thousands apart, true minus."""
+    """A number for people: `decimals` as printed, else four digits, or a whole number."""
     if decimals is not None:
         text = f"{value:,.{decimals}f}"
     elif (float(value).is_integer() and abs(value) < 1e15) or 1000 <= abs(value) < 1e15:
@@ -42,19 +46,45 @@ def paper_number(number: PaperNumber) -> str:
     return f"{text} {number.unit}".strip()
 
 
+def off_number(ours: float, low: float, high: float) -> str:
+    """A number outside of [low, high], with more digits than usual where only they show that it is."""
+    shown = round(ours) if abs(ours) >= 1000 else float(f"{ours:.4g}")
+    if not low <= shown <= high:
+        return format_number(ours)
+    decimals = max(0, 4 - int(np.floor(np.log10(abs(ours)))))
+    while decimals < 12 and low <= round(ours, decimals) <= high:
+        decimals += 1
+    return format_number(ours, decimals)
+
+
+def with_verdicts(text: str, verdicts: Mapping[str, str], show: Callable[[str, str], str]) -> str:
+    """A text of the ledger with each ``{C4}`` replaced by ``show("C4", its verdict)``."""
+    return VERDICT_REFERENCE.sub(lambda found: show(found[1], verdicts[found[1]]), text)
+
+
 def signs(text: str) -> str:
-    """A number with a true minus sign, and a thin space between thousands."""
+    """A number with a true minus sign, and a space between thousands if there are at least five digits."""
+    text = re.sub(r"(?<![\d,])(\d),(\d{3})(?![\d,])", r"\1\2", text)
     return text.replace("-", "−").replace(",", " ")
 
 
 def format_interval(
-    mean: float, low: float | None, high: float | None, unit: str = "", sign: bool = False
+    mean: float,
+    low: float | None,
+    high: float | None,
+    unit: str = "",
+    possible: Range = (None, None),
 ) -> str:
-    """``0.031 [0.010, 0.052] unit``, to two digits of the half-width; `sign` also writes a plus."""
-    mark = "+" if sign else ""
+    """``0.031 [0.010, 0.052] unit``, to two digits of the half-width.
+
+    The interval is cut where `possible` ends: a share of 0.9 has no upper end of 1.1.
+    """
     if low is None or high is None:
-        return signs(f"{mean:{mark}.4g} {unit}".strip())
+        return format_number(mean, unit=unit)
     half = (high - low) / 2
     digits = min(12, max(0, 1 - int(np.floor(np.log10(half))))) if half > 0 else 4
-    numbers = [f"{value:{mark},.{digits}f}".replace(",", " ") for value in (mean, low, high)]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}".replace("-", "−").strip()
+    least, most = possible
+    low = low if least is None else max(low, least)
+    high = high if most is None else min(high, most)
+    mean, low, high = (signs(f"{value:,.{digits}f}") for value in (mean, low, high))
+    return f"{mean} [{low}, {high}] {unit}".strip()

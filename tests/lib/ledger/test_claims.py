@@ -12,7 +12,7 @@ from lib.ledger.intervals import LEVEL
 from lib.ledger.paper_numbers import PROVENANCES
 from lib.ledger.schema import SCALES, load_ledger
 from lib.ledger.verdicts import MEMORY, VERDICTS, judge, not_tested
-from lib.ledger.wording import format_interval, format_number, paper_number
+from lib.ledger.wording import format_interval, format_number, off_number, paper_number, with_verdicts
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -575,6 +575,10 @@ def test_numbers_say_where_they_were_read(meantime):
         ((1.2e-9,), "1.200e−09"),
         ((-3.0,), "−3"),
         ((0.0,), "0"),
+        ((1585.9,), "1586"),
+        ((-15484.3,), "−15 484"),
+        ((1234567.0,), "1 234 567"),
+        ((1234.5, 1), "1234.5"),
     ],
 )
 def test_format_number(arguments, text):
@@ -584,5 +588,54 @@ def test_format_number(arguments, text):
 def test_format_interval():
     assert format_interval(0.03123, 0.0102, 0.05226, "NDCG") == "0.031 [0.010, 0.052] NDCG"
     assert format_interval(0.5, None, None) == "0.5"
-    assert format_interval(12.3, 10.1, 14.5, "s", sign=True) == "+12.3 [+10.1, +14.5] s"
+    assert format_interval(-12.3, -14.5, -10.1, "s") == "−12.3 [−14.5, −10.1] s"
+    assert format_interval(47117.2, None, None, "s") == "47 117 s"
     assert format_interval(1.0, 1.0, 1.0) == "1.0000 [1.0000, 1.0000]"
+
+
+@pytest.mark.parametrize(
+    ("interval", "possible", "text"),
+    [
+        ((0.90, 0.73, 1.07), (0, 1), "0.90 [0.73, 1.00]"),
+        ((0.90, 0.73, 1.07), (None, None), "0.90 [0.73, 1.07]"),  # nothing is known of the metric
+        ((0.02, -0.03, 0.07), (0, None), "0.020 [0.000, 0.070]"),
+        ((0.50, 0.40, 0.60), (0, 1), "0.50 [0.40, 0.60]"),
+        ((96.0, 90.0, 102.0), (0, 100), "96.0 [90.0, 100.0]"),
+    ],
+)
+def test_an_interval_is_cut_where_the_metric_ends(interval, possible, text):
+    assert format_interval(*interval, possible=possible) == text
+
+
+@pytest.mark.parametrize(
+    ("ours", "ends", "text"),
+    [
+        (166.9083313, (163.5, 164.5), "166.9"),
+        (5.6835, (5.455, 5.465), "5.684"),
+        (1585.90, (1565.5, 1566.5), "1586"),
+        (44.18, (42, 44), "44.18"),
+        (9.28996, (9.29, 9.33), "9.28996"),  # four digits would lie within
+        (418330.0, (418328.5, 418329.5), "418 330"),
+        (0.0, (1, 2), "0"),
+        (-0.29134, (0, 1), "−0.2913"),
+    ],
+)
+def test_a_number_that_is_off_has_four_digits_or_as_many_as_show_it(ours, ends, text):
+    assert off_number(ours, *ends) == text
+
+
+def test_a_text_refers_to_verdicts_and_not_to_claims_that_are_not_there(tmp_path):
+    answer = "Ours is ahead: {C1}."
+    paper = PAPER | {"answer": answer}
+    ledger = load_ledger("toy", write(tmp_path, claim(), paper=paper))
+    shown = with_verdicts(ledger.paper.answer, {"C1": "holds"}, lambda name, verdict: f"{name} {verdict}")
+    assert shown == "Ours is ahead: C1 holds."
+    with pytest.raises(ValueError, match="paper.answer: no claim C2$"):
+        load_ledger("toy", write(tmp_path, claim(), paper=PAPER | {"answer": "{C2}"}))
+
+
+def test_what_is_possible_is_said_of_metrics_that_there_are(tmp_path):
+    ends = {"accuracy": [0, 1]}
+    assert load_ledger("toy", write(tmp_path, claim(), possible=ends)).possible == {"accuracy": (0, 1)}
+    with pytest.raises(ValueError, match="possible: no metric 'acuracy': expected one of accuracy"):
+        load_ledger("toy", write(tmp_path, claim(), possible={"acuracy": [0, 1]}))

@@ -1,0 +1,74 @@
+"""Numbers on the pages of chapters: one minus sign, and one way to write thousands.
+
+Cells write numbers as Python does (``-0.001``, ``10,000``, ``418329``), tables of the record as
+`lib.ledger.wording` does. A page shows both, so what cells wrote is brought into the same form when the page
+is made: a true minus, and a space between thousands from five digits on. Nothing is rounded here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from lib.ledger.wording import signs
+
+GLUED = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`]*))?`")
+KEPT_NUMBER = "application/papermill.record/text/plain"
+CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
+NUMBER = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)((?:\.\d+)?(?:e[+-]?\d+)?)")
+WITH_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a line of prose
+
+
+def readable(notebook: dict[str, Any]) -> None:
+    """Bring the numbers of an executed notebook, in its text and in its tables, into the book's form."""
+    numbers = glued_numbers(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = GLUED.sub(lambda role: _in_prose(role, numbers), "".join(cell["source"]))
+        for output in cell.get("outputs", ()):
+            html = output.get("data", {}).get("text/html")
+            if html is not None:
+                output["data"]["text/html"] = CELL.sub(
+                    lambda cell: cell[1] + in_table(cell[2]), "".join(html)
+                )
+
+
+def glued_numbers(notebook: dict[str, Any]) -> dict[str, float]:
+    """The numbers that cells kept for the text, by name; what is no number is left to MyST-NB."""
+    found = {}
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            kept = output.get("metadata", {}).get("scrapbook")
+            if kept is None:
+                continue
+            try:
+                value = ast.literal_eval("".join(output["data"][KEPT_NUMBER]))
+            except (KeyError, SyntaxError, ValueError):
+                continue
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[kept["name"]] = value
+    return found
+
+
+def _in_prose(role: re.Match[str], numbers: dict[str, float]) -> str:
+    """A glued number as text; an unknown one stays as it is, and MyST-NB complains about it."""
+    name, form = role[1], role[2]
+    if name not in numbers:
+        return role[0]
+    written = format(numbers[name], form) if form else str(numbers[name])
+    return in_table(written).replace(" ", NO_BREAK)
+
+
+def in_table(text: str) -> str:
+    """What stands in a cell of a table: a number in the book's form, else text with its thousands apart.
+
+    >>> in_table("-0.29"), in_table("418329"), in_table("10,000 images"), in_table("W2-A2")
+    ('−0.29', '418 329', '10 000 images', 'W2-A2')
+    """
+    number = NUMBER.fullmatch(text.strip())
+    if number is None:
+        return WITH_COMMAS.sub(lambda found: signs(found[0]), text)
+    sign, whole, rest = number.groups()
+    return signs(f"{sign}{int(whole.replace(',', '')):,}{rest}")
