@@ -5,6 +5,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 CHAPTER ?=
+RUN ?=
 SCALE ?= book
 JOBS ?= auto
 PORT ?= 8000
@@ -16,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test notebooks serve run sweep lint lock clean
+.PHONY: help install book test notebooks serve run sweep long archive lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +56,12 @@ run: $(INSTALLED)  ## one chapter: make run CHAPTER=meantime SCALE=smoke ARGS="-
 
 sweep: $(INSTALLED)  ## a grid of runs: make sweep CHAPTER=template SCALE=smoke GRID="seeds=[0,1] samples=[100,200]"
 	@$(BIN)/snakemake sweep --config chapter=$(CHAPTER) scale=$(SCALE) $(GRID)
+
+long: $(INSTALLED)  ## the planned long runs of a chapter, a seed a run, on all cores: make long CHAPTER=meantime
+	@$(BIN)/snakemake sweep --config planned=$(CHAPTER) scale=long
+
+archive: $(INSTALLED)  ## keep the runs of a plan: make archive RUN="runs/long/meantime/*"
+	@$(BIN)/python -m lib.run --archive $(RUN)
 
 lint: $(INSTALLED)  ## style of code and of the chapters' cells, and the import rule between the rooms of lib
 	@$(BIN)/ruff check .

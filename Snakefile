@@ -5,6 +5,7 @@
 #   snakemake --config scale=smoke execute_all  every chapter at another scale, without pages
 #   snakemake sweep --config chapter=template seeds='[0, 1, 2]' samples='[1000, 10000]'
 #   snakemake sweep --config sweep=grid.yml     the same from a file: one or a list of {chapter, scale, grid}
+#   snakemake sweep --config planned=meantime scale=long   what its plan announces: a run for each seed
 #   snakemake -n                                what would run
 #   snakemake --executor slurm --jobs 50        on a cluster (pip install snakemake-executor-plugin-slurm)
 #

@@ -25,6 +25,8 @@ examples:
   python -m lib.run meantime --scale paper -p dataset ml-20m
   python -m lib.run meantime -p seeds '[0, 1, 2, 3, 4]' -p learning_rate 1e-3 --out my-run
   python -m lib.run meantime --dry-run              what would run, with which values, and where
+  python -m lib.run --archive runs/long/meantime/*  keep the runs of a plan under book/archive/
+  python -m lib.run --check FOLDER                  are the verdicts in a folder those that its numbers give
 
 what a run leaves in runs/<scale>/<chapter>/<run>/ (or --out):
   evidence.json      verdict and numbers of each claim, data, versions, times; only there when all is complete
@@ -40,8 +42,8 @@ and verdicts are made again from what a run stored. What is complete is not run 
 continues from its checkpoints on the same command.
 
 exit codes:
-  0    complete, or was complete already
-  1    the chapter failed, or its folder could not be written
+  0    complete, or was complete already; archived; checked, and nothing wrong
+  1    the chapter failed, or its folder could not be written; checked, and something is wrong
   2    the request was wrong; nothing was started and nothing written
   130  interrupted (Ctrl-C or SIGTERM); the same command continues
 """
@@ -94,6 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", action="store_true", help="the chapters, or the parameters of CHAPTER, and stop"
     )
+    parser.add_argument(
+        "--archive",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="keep complete runs: all seeds of one planned run, from a commit that had the plan; and stop",
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FOLDER",
+        help="judge the evidence in FOLDER by today's rules, beside ours, and stop",
+    )
     return parser
 
 
@@ -108,6 +123,19 @@ def _given(pairs: list[tuple[str, str]], chapter: str) -> dict[str, Any]:
     if "data_dir" in values:
         values["data_dir"] = str(Path(values["data_dir"]).resolve())  # a path on a command line starts here
     return values
+
+
+def _keep(folders: list[Path]) -> int:
+    from lib.runs.archive import archive  # what judges takes seconds to import
+
+    archive(folders, say=_say)
+    return 0
+
+
+def _check(folder: Path) -> int:
+    from lib.runs.check import check
+
+    return 0 if check(folder.resolve(), say=_say) else 1
 
 
 def _say(line: str) -> None:
@@ -127,6 +155,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.list:
             _list(options.chapter, options.scale)
             return 0
+        if options.archive or options.check:
+            if options.chapter is not None:
+                parser.error("--archive and --check take folders, and no chapter")
+            return _keep(options.archive) if options.archive else _check(options.check)
         if options.chapter is None:
             parser.error(f"which chapter? ({', '.join(chapters())})")
         if options.threads < 1:
@@ -149,10 +181,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{options.chapter}] failed in {error} · log {log}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"[{options.chapter}] cannot write: {error}; the same command continues", file=sys.stderr)
+        what = options.chapter or "archive"
+        print(f"[{what}] cannot write: {error}; the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"[{options.chapter}] interrupted; the same command continues", file=sys.stderr)
+        print(f"[{options.chapter or 'archive'}] interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
 

@@ -31,17 +31,17 @@ from lib.runs.request import Request, read_chapter
 def is_complete(folder: Path, identity: str) -> bool:
     """Whether ``folder`` holds a whole run with this fingerprint."""
     whole = (folder / "evidence.json").is_file() and (folder / "notebook.ipynb").is_file()
-    return whole and _held(folder).get("fingerprint") == identity
+    return whole and held(folder).get("fingerprint") == identity
 
 
-def _held(folder: Path) -> dict[str, Any]:
+def held(folder: Path) -> dict[str, Any]:
     """What the folder says that it holds; empty when it says nothing, or nothing of ours."""
     try:
-        held = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     ours = {"chapter", "scale", "fingerprint", "commit"}
-    return held if isinstance(held, dict) and ours <= held.keys() else {}
+    return found if isinstance(found, dict) and ours <= found.keys() else {}
 
 
 def refuse_foreign(folder: Path, request: Request) -> None:
@@ -50,15 +50,16 @@ def refuse_foreign(folder: Path, request: Request) -> None:
         return
     if not folder.is_dir():
         raise RequestError(f"{folder} is a file: choose another --out")
-    held = _held(folder)
-    if held and held["fingerprint"] != request.fingerprint:
+    there = held(folder)
+    if there and there["fingerprint"] != request.fingerprint:
         raise RequestError(
-            f"{folder} holds another run: {held['chapter']} at {held['scale']}, {held['fingerprint'][:12]}, "
-            f"commit {held['commit'] or 'unknown'}; this is {request.fingerprint[:12]}; "
+            f"{folder} holds another run: {there['chapter']} at {there['scale']}, "
+            f"{there['fingerprint'][:12]}, commit {there['commit'] or 'unknown'}; this is "
+            f"{request.fingerprint[:12]}; "
             "choose another --out, or remove it"
         )
     # Hidden: the lock, and what a kill may have left of a file that was being written.
-    if not held and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if not there and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RequestError(f"{folder} is not empty and holds no run: choose another --out, or remove it")
 
 

@@ -23,7 +23,9 @@ from nbformat import NotebookNode
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.files import ROOT, write_atomically
+from lib.ledger.archive import load_plan, plan_file
 from lib.ledger.evidence import Evidence
+from lib.ledger.provenance import git_state
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import RequestError, read_parameters, suggest
 from lib.runs.request import chapters, read_chapter, resolve
@@ -125,14 +127,17 @@ def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping
     Parameters
     ----------
     config : mapping
-        ``sweep``: the name of a YAML file with one or a list of them; or ``chapter``, ``scale`` and the
-        grid's parameters side by side, as a command line gives them. Neither: no sweep.
+        ``sweep``: the name of a YAML file with one or a list of them; or ``planned``: a chapter whose plan
+        has them; or ``chapter``, ``scale`` and the grid's parameters side by side, as a command line gives
+        them. None of these: no sweep.
 
     Raises
     ------
     RequestError
-        The file cannot be read, or holds something else.
+        The file cannot be read, or holds something else; as `planned_grids`.
     """
+    if "planned" in config:
+        return planned_grids(str(config["planned"]), str(config.get("scale", "long")), root)
     if "sweep" in config:
         name = str(config["sweep"])
         try:
@@ -147,6 +152,38 @@ def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping
         grid = {name: value for name, value in config.items() if name not in ("chapter", "scale")}
         return [{"chapter": config["chapter"], "scale": config.get("scale", "book"), "grid": grid}]
     return []
+
+
+def planned_grids(chapter: str, scale: str, root: Path = ROOT) -> list[Mapping[str, Any]]:
+    """What the plan of a chapter asks for at a scale: a run for each seed, of the book's scale one for all.
+
+    Raises
+    ------
+    RequestError
+        Nothing is planned, or for claims that the ledger does not have; or runs made here and now could not
+        be archived, because the plan, or anything else, is not committed.
+    """
+    try:
+        planned = [one for one in load_plan(chapter, root) if one.scale == scale]
+        known = {claim.id for claim in load_ledger(chapter, root).claims}
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if not planned:
+        raise RequestError(f"{plan_file(chapter)} plans no run at scale {scale}")
+    grids = []
+    for one in planned:
+        if unknown := [claim for claim in one.claims if claim not in known]:
+            raise RequestError(f"{plan_file(chapter)}: {one.name!r} is to decide {unknown[0]}, no claim")
+        seeds = [list(one.seeds)] if scale == "book" else list(one.seeds)
+        grid = {name: [value] for name, value in one.parameters.items()} | {"seeds": seeds}
+        grids.append({"chapter": chapter, "scale": scale, "grid": grid})
+    commit, dirty = git_state(root)
+    if commit is None or dirty:
+        raise RequestError(
+            "planned runs start from a commit, or they could not be archived: "
+            + ("this is no git checkout" if commit is None else "there are changes that are in no commit")
+        )
+    return grids
 
 
 def _check_specification(one: Any, name: str) -> None:

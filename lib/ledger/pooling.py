@@ -1,0 +1,312 @@
+"""Pooling: runs of one experiment with other seeds, put together as if they had been one.
+
+Seeds of a long experiment run apart, on all cores; its claims are judged over all of them together. Pooled is
+only what differs in nothing but the seeds: the same parameters, method, data and packages, no seed twice.
+Arrays per seed are strung together in the order of seeds, results per test unit too, and what the units add
+to the error bars is computed anew from these; arithmetic must be equal in all runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lib.ledger.archive import ArchivedEvidence, RunMade, first_difference
+from lib.ledger.evidence import Artifact, Evidence, Measurement
+from lib.ledger.provenance import Provenance
+from lib.ledger.schema import Ledger
+from lib.ledger.units import UnitSpread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CompleteRun:
+    """A complete run: its folder, its name in messages, its evidence, fingerprint and method."""
+
+    folder: Path
+    name: str
+    evidence: Evidence
+    fingerprint: str
+    method: Mapping[str, str]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order of its measurements."""
+        return list(self.evidence.parameters["seeds"])
+
+    def made(self) -> RunMade:
+        """How it came about, as the archive keeps it."""
+        provenance = self.evidence.provenance
+        names = set(RunMade.model_fields) & set(Provenance.model_fields)
+        same = {name: getattr(provenance, name) for name in names}
+        return RunMade(seeds=self.seeds, fingerprint=self.fingerprint, **same)
+
+
+def pool(
+    runs: Sequence[CompleteRun], ledger: Ledger, plan: str = ""
+) -> tuple[ArchivedEvidence, dict[str, bytes]]:
+    """Put complete runs together.
+
+    Parameters
+    ----------
+    runs : sequence of CompleteRun
+        In any order; one run alone is its own pool.
+    ledger : Ledger
+        Says over what each claim is replicated, and judges.
+    plan : str
+        Name of the planned run that they are.
+
+    Returns
+    -------
+    ArchivedEvidence
+        Claims judged by `ledger`, those that no longer fit it among them (see `lib.ledger.archive.Piece`).
+    dict of str to bytes
+        Tables, by their path in the folder. Those with a column ``seed`` are strung together, others are
+        equal in all runs or kept once per run. Tables of numbers that the ledger judges are left out.
+
+    Raises
+    ------
+    ValueError
+        In one line: the first difference between two runs, or a seed that two of them have.
+    """
+    if not runs:
+        raise ValueError("no run to pool")
+    runs = sorted(runs, key=lambda run: run.seeds[0])
+    for other in runs[1:]:
+        _refuse_others(runs[0], other)
+    seeds = [seed for run in runs for seed in run.seeds]
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ValueError(f"seed {twice[0]} is in more than one of the runs")
+    tables, artifacts = _tables(runs)
+    measurements = []
+    for number, first in enumerate(runs[0].evidence.measurements):
+        replicate = next((claim.replicate for claim in ledger.claims if claim.id == first.claim), "seed")
+        pooled = _measurement(runs, number, replicate)
+        units = units_of(pooled, tables, seeds) if len(runs) > 1 else pooled.units
+        measurements.append(pooled.model_copy(update={"units": units}))
+    first = runs[0].evidence
+    evidence = ArchivedEvidence(
+        chapter=first.chapter,
+        scale=first.scale,
+        claims=(),
+        measurements=tuple(measurements),
+        data=first.data,
+        artifacts=artifacts,
+        provenance=_provenance(runs),
+        parameters=first.parameters | {"seeds": seeds},
+        plan=plan,
+        method=dict(runs[0].method),
+        runs=tuple(run.made() for run in runs),
+    )
+    return evidence, tables
+
+
+def _refuse_others(one: CompleteRun, other: CompleteRun) -> None:
+    """Refuse a run that differs in more than its seeds."""
+
+    def parts(run: CompleteRun) -> dict[str, Mapping[str, object]]:
+        evidence = run.evidence
+        values = {name: value for name, value in evidence.parameters.items() if name != "seeds"}
+        return {
+            "": {"chapter": evidence.chapter, "scale": evidence.scale},
+            "parameter ": values,
+            "method, ": run.method,
+            "data set ": {used.name: used.files for used in evidence.data},
+            "package ": {**evidence.provenance.packages, "Python": evidence.provenance.python},
+            "claim ": {str(number): m.claim for number, m in enumerate(evidence.measurements)},
+        }
+
+    mine, theirs = parts(one), parts(other)
+    for what in mine:
+        if difference := first_difference(theirs[what], mine[what]):
+            raise ValueError(f"{other.name} and {one.name} do not pool: {what}{difference}")
+
+
+# --- measurements ------------------------------------------------------------------------------------------
+
+
+def _measurement(runs: Sequence[CompleteRun], number: int, replicate: str) -> Measurement:
+    """One claim's measurement over all runs; where the rule differs, the one that was judged by first."""
+    parts = [run.evidence.measurements[number] for run in runs]
+    started = [run.evidence.provenance.started for run in runs]
+    pooled = parts[started.index(min(started))]
+    for name in ("tested", "reason", "protocol", "synthetic", "anchor"):
+        for run, part in zip(runs, parts, strict=True):
+            if (theirs := getattr(part, name)) != (mine := getattr(parts[0], name)):
+                raise ValueError(f"{pooled.claim}: {name} is {theirs!r} in {run.name}, not {mine!r}")
+    if not pooled.tested or len(runs) == 1:
+        return pooled
+    where = [f"{pooled.claim}, {run.name}" for run in runs]
+    measured: dict[str, Any] = {}
+    for metric in _same_names([part.measured for part in parts], where):
+        values = [part.measured[metric] for part in parts]
+        if not isinstance(values[0], Mapping):
+            measured[metric] = _equal(values, [f"{one}, {metric}" for one in where])
+            continue
+        measured[metric] = {}
+        for arm in _same_names(values, [f"{one}, {metric}" for one in where]):
+            arrays = [by_arm[arm] for by_arm in values]
+            per_seed = [len(array) == len(run.seeds) for array, run in zip(arrays, runs, strict=True)]
+            if replicate == "seed" and all(per_seed):
+                measured[metric][arm] = tuple(value for array in arrays for value in array)
+            elif len(set(arrays)) == 1:
+                measured[metric][arm] = arrays[0]
+            elif replicate == "seed":
+                raise ValueError(f"{where[0]}, {metric} of {arm}: neither one number per seed nor all equal")
+            else:
+                reason = f"Measured per {replicate} in each of {len(runs)} runs, which pool by seed only."
+                return pooled.model_copy(update={"tested": False, "reason": reason, "measured": {}})
+    return pooled.model_copy(update={"measured": measured})
+
+
+def _same_names(mappings: Sequence[Mapping[str, Any]], where: Sequence[str]) -> list[str]:
+    for mapping, place in zip(mappings, where, strict=True):
+        if differing := sorted(set(mapping) ^ set(mappings[0])):
+            raise ValueError(f"{place}: {differing[0]!r} is measured in some runs only")
+    return list(mappings[0])
+
+
+def _equal(values: Sequence[Any], where: Sequence[str]) -> Any:
+    for value, place in zip(values, where, strict=True):
+        if value != values[0]:
+            raise ValueError(f"{place} is {value!r}, not {values[0]!r}: arithmetic does not vary by seed")
+    return values[0]
+
+
+def _provenance(runs: Sequence[CompleteRun]) -> Provenance:
+    """Of all runs together: seconds are sums, memory the largest; each run's own stands beside it."""
+    made = [run.evidence.provenance for run in runs]
+
+    def all_of(name: str) -> str | None:
+        named = dict.fromkeys(value for one in made if (value := getattr(one, name)))
+        return "; ".join(named) or None
+
+    sections: dict[str, float] = {}
+    for one in made:
+        for heading, seconds in one.sections.items():
+            sections[heading] = sections.get(heading, 0.0) + seconds
+    last = max(made, key=lambda one: one.ended)
+    return last.model_copy(
+        update={
+            **{name: all_of(name) for name in ("platform", "processor", "instruction_set", "accelerator")},
+            "dirty": any(one.dirty for one in made),
+            "threads": max(one.threads for one in made),
+            "started": min(one.started for one in made),
+            "wall_seconds": sum(one.wall_seconds for one in made),
+            "peak_memory_bytes": max(one.peak_memory_bytes for one in made),
+            "sections": sections,
+        }
+    )
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def _text(content: bytes, name: str) -> str:
+    return (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
+
+
+def _content(text: str, name: str) -> bytes:
+    return gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text.encode()
+
+
+def _tables(runs: Sequence[CompleteRun]) -> tuple[dict[str, bytes], tuple[Artifact, ...]]:
+    """The tables of all runs, and the artifacts that name them."""
+    kept: dict[str, bytes] = {}
+    artifacts = []
+    named = [
+        {a.name: a for a in run.evidence.artifacts if a.kind == "table" and not a.numbers} for run in runs
+    ]
+    for name in _same_names(named, [run.name for run in runs]):
+        artifact = named[0][name]
+        (file,) = artifact.files
+        texts = [_text((run.folder / file).read_bytes(), file) for run in runs]
+        found = _pooled(file, texts, runs)
+        kept |= {path: _content(text, path) for path, text in found.items()}
+        artifacts.append(artifact.model_copy(update={"files": tuple(found)}))
+    return kept, tuple(artifacts)
+
+
+def _pooled(file: str, texts: Sequence[str], runs: Sequence[CompleteRun]) -> dict[str, str]:
+    """One table over all runs, or one for each, by path."""
+    if len(set(texts)) == 1:
+        return {file: texts[0]}
+    heads = [next(csv.reader(io.StringIO(text)), []) for text in texts]
+    for head, run in zip(heads, runs, strict=True):
+        if head != heads[0]:
+            raise ValueError(f"{run.name}, {file}: columns {', '.join(head)}, not {', '.join(heads[0])}")
+    if "seed" not in heads[0]:
+        stem, dot, suffix = file.partition(".")
+        marks = ["-".join(map(str, run.seeds)) for run in runs]
+        return {f"{stem}-seed-{mark}{dot}{suffix}": text for mark, text in zip(marks, texts, strict=True)}
+    rows = [row for text in texts for row in list(csv.reader(io.StringIO(text)))[1:]]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([heads[0], *rows])
+    return {file: out.getvalue()}
+
+
+# --- results per test unit ---------------------------------------------------------------------------------
+
+
+def units_of(
+    measurement: Measurement, tables: Mapping[str, bytes], seeds: Sequence[int]
+) -> dict[str, UnitSpread]:
+    """What the test units add to a measurement's error bars, computed anew from the raw results per unit.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Says for which metrics and arms.
+    tables : mapping of str to bytes
+        With ``tables/per-<unit>.csv.gz``: a row per arm, seed and unit, a column per metric.
+    seeds : sequence of int
+        In the order of the measurement's replicates.
+
+    Raises
+    ------
+    ValueError
+        A table, a column, an arm or a seed is missing; or a mean over units is not what the claim has.
+    """
+    found = {}
+    for metric, spread in measurement.units.items():
+        name = f"tables/per-{spread.unit}.csv.gz"
+        where = f"{measurement.claim}: {name}"
+        if name not in tables:
+            raise ValueError(f"{where} is not there, from which the {spread.unit}s' part is computed")
+        frame = _frame(tables[name])
+        if metric not in frame:
+            raise ValueError(f"{where} has no column {metric!r}")
+        values = {}
+        for arm in spread.arms:
+            rows = frame[frame["arm"] == arm].set_index(["seed", spread.unit])[metric]
+            if not rows.index.is_unique:
+                raise ValueError(f"{where} has a {spread.unit} of {arm} twice")
+            wide = rows.unstack()  # noqa: PD010
+            stated = np.array(measurement.measured[metric][arm])
+            names = list(seeds[: len(stated)])  # copies of one network count once
+            if missing := [seed for seed in names if seed not in wide.index]:
+                raise ValueError(f"{where} has no {arm}, seed {missing[0]}")
+            values[arm] = wide.loc[names].to_numpy(float)
+            means = values[arm].mean(1)
+            if means.shape != stated.shape or not np.allclose(means, stated, rtol=1e-4, atol=1e-9):
+                raise ValueError(f"{where}: the means of {metric} of {arm} are not those of the claim")
+        found[metric] = UnitSpread.of(values, spread.unit)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _frame(content: bytes) -> pd.DataFrame:
+    """A compressed table of results per unit; read once for all claims."""
+    import pandas as pd
+
+    return pd.read_csv(io.BytesIO(content), compression="gzip", dtype={"arm": str})
