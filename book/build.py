@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -34,8 +34,9 @@ from filelock import FileLock, Timeout
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from book import fragments, scorecard  # noqa: E402
+from book import archive_pages, fragments, scorecard  # noqa: E402
 from book.numerals import readable  # noqa: E402
+from lib.ledger.archive import Piece  # noqa: E402
 from lib.runs.parameters import PLACES, RequestError  # noqa: E402
 from lib.runs.presentation import Presented, present  # noqa: E402
 from lib.runs.request import Request, resolve  # noqa: E402
@@ -159,9 +160,14 @@ def clean_notebook(text: str, name: str) -> str:
 
 
 def present_runs(
-    root: Path, chapters: list[str], scale: str, resolve: Callable[..., Request], made: Path
+    root: Path,
+    chapters: list[str],
+    scale: str,
+    resolve: Callable[..., Request],
+    made: Path,
+    archive: Mapping[str, Sequence[Piece]] | None = None,
 ) -> dict[str, Presented]:
-    """The complete, current run of each chapter, as today's book shows it.
+    """The complete, current run of each chapter, as today's book shows it with its archived evidence.
 
     Raises
     ------
@@ -173,7 +179,8 @@ def present_runs(
         try:
             request = resolve(chapter, scale, root=root)
             if all((request.folder / name).is_file() for name in ("evidence.json", "notebook.ipynb")):
-                presented[chapter] = present(request, request.folder, made / chapter)
+                kept = (archive or {}).get(chapter, ())
+                presented[chapter] = present(request, request.folder, made / chapter, kept)
             else:
                 problems.append(
                     f"notebooks/{chapter}: no complete run of this experiment at scale {scale}; "
@@ -348,7 +355,7 @@ def build(
     environ : dict, optional
         Environment that names the repository, ``os.environ`` by default.
     resolve : callable, optional
-        ``(chapter, scale, root=...) -> Request``, `lib.runs.request.resolve` by default.
+        ``(chapter, scale, overrides, root=...) -> Request``, `lib.runs.request.resolve` by default.
 
     Raises
     ------
@@ -373,7 +380,11 @@ def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..
     pages = toc_pages(root)
     chapters = [page.removeprefix("notebooks/") for page in pages if page.startswith("notebooks/")]
     shutil.rmtree(output / "presented", ignore_errors=True)
-    runs = present_runs(root, chapters, scale, resolve, output / "presented")
+    try:
+        archive = archive_pages.load(chapters, root, resolve)
+    except (ValueError, OSError) as error:
+        raise BuildError(str(error)) from None
+    runs = present_runs(root, chapters, scale, resolve, output / "presented", archive)
     evidence = {chapter: run.evidence for chapter, run in runs.items()}
     simulation = simulated_verdicts(root)
 
@@ -385,6 +396,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..
     scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root)
     shutil.copytree(simulation, generated, dirs_exist_ok=True)
     fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
+    (generated / "archive.md").write_text(archive_pages.status(archive, root), encoding="utf-8")
     files = staged_files(root, runs, slug)
     files |= {
         f"book/_generated/{path.relative_to(generated).as_posix()}": path.read_bytes()

@@ -119,7 +119,19 @@ def test_ci_runs_the_commands_of_the_readme():
 
 def test_makefile_names_its_commands():
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in ("book", "test", "notebooks", "serve", "sweep", "run", "lint", "lock", "clean"):
+    for name in (
+        "book",
+        "test",
+        "notebooks",
+        "serve",
+        "sweep",
+        "run",
+        "long",
+        "archive",
+        "lint",
+        "lock",
+        "clean",
+    ):
         assert f"make {name} " in done.stdout
 
 

@@ -10,7 +10,7 @@ run (`lib.runs.fingerprint`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 
 from lib.chapter import figures, tables
 from lib.files import write_atomically
+from lib.ledger.archive import Piece
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.runs.execution import INJECTED
@@ -46,7 +47,7 @@ class Presented:
     files: dict[str, Path]
 
 
-def present(request: Request, folder: Path, made: Path) -> Presented:
+def present(request: Request, folder: Path, made: Path, archive: Sequence[Piece] = ()) -> Presented:
     """Make the page of a complete run.
 
     Parameters
@@ -57,6 +58,8 @@ def present(request: Request, folder: Path, made: Path) -> Presented:
         The run's; nothing in it is changed.
     made : Path
         Where to put the figures and tables that are made again.
+    archive : sequence of Piece
+        Archived evidence of the chapter, judged by today's ledger.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def present(request: Request, folder: Path, made: Path) -> Presented:
     except ValueError as error:
         raise RequestError(f"notebooks/{chapter}: {error}; {_again(request)}") from None
     files = {name: folder / name for artifact in evidence.artifacts for name in artifact.files}
-    page = _Page(request, ledger, evidence, folder, made, files)
+    page = _Page(request, ledger, evidence, folder, made, files, archive)
     executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
     return Presented(page.notebook(executed), evidence, files)
 
@@ -89,7 +92,9 @@ class _Page:
         folder: Path,
         made: Path,
         files: dict[str, Path],
+        archive: Sequence[Piece],
     ) -> None:
+        self.archive = archive
         self.request, self.ledger, self.evidence = request, ledger, evidence
         self.folder, self.made, self.files = folder, made, files
         self.claims = {claim.id: claim for claim in evidence.claims}

@@ -3,6 +3,7 @@
 import base64
 import shutil
 import sys
+from datetime import date
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +24,15 @@ sys.path.insert(0, str(ROOT))
 from book import build as builder  # noqa: E402
 from book import verdict_simulation  # noqa: E402
 from lib.chapter.record import Record  # noqa: E402
+from lib.ledger.archive import ArchivedEvidence, RunMade  # noqa: E402
 from lib.ledger.evidence import Evidence  # noqa: E402
+from lib.ledger.provenance import Provenance  # noqa: E402
 from lib.runs.parameters import RequestError  # noqa: E402
 from lib.runs.request import Request  # noqa: E402
 from lib.runs.sweep import simulation_folder  # noqa: E402
 
 SCALE = "smoke"
+PROVENANCE = Provenance.model_fields
 
 
 def made_up(claim, rng):
@@ -83,7 +88,7 @@ def run_chapter(root, chapter, scale=SCALE):
     return folder
 
 
-def request(chapter, scale, root):
+def request(chapter, scale, overrides=None, *, root):
     """In the place of `lib.runs.request.resolve`: the made-up run's own text is the chapter's."""
     if not (root / "book" / "claims" / f"{chapter}.yml").exists():
         raise RequestError(f"unknown chapter {chapter!r}")
@@ -115,6 +120,27 @@ def make_root(root, toc=None):
     return root
 
 
+def archive_chapter(root, chapter, scale=SCALE):
+    """Keep the made-up run of a chapter in its archive, as announced by a plan; returns the folder."""
+    run = root / "runs" / scale / chapter / "made-up"
+    evidence = Evidence.load(run / "evidence.json")
+    folder = root / "book/archive" / chapter / f"{scale}-{evidence.provenance.ended:%Y-%m-%d}"
+    shutil.copytree(run / "tables", folder / "tables")
+    made = {name: getattr(evidence.provenance, name) for name in RunMade.model_fields if name in PROVENANCE}
+    made |= {"commit": "0123456789abcdef", "wall_seconds": 7200.0, "threads": 2}
+    ran = [RunMade(seeds=[seed], fingerprint=f"{seed}", **made) for seed in (0, 1, 2)]
+    tables = [artifact for artifact in evidence.artifacts if artifact.kind == "table"]
+    fields = dict(evidence) | {"artifacts": tables, "plan": "main", "runs": ran, "method": {"cell 1": "then"}}
+    ArchivedEvidence(**fields).save(folder / "evidence.json")
+    planned = {"scale": scale, "seeds": [0, 1, 2], "claims": ["T1", "T2"], "written": date(2026, 11, 26)}
+    plan = [
+        planned | {"name": "main", "stopping": "After 10 | 20 steps."},
+        planned | {"name": "later", "stopping": "When it stops.", "parameters": {"samples": 5}},
+    ]
+    (folder.parent / "plan.yml").write_text(yaml.safe_dump(plan))
+    return folder
+
+
 @pytest.fixture
 def made_up_request():
     """Resolves a chapter to its made-up run."""
@@ -125,6 +151,7 @@ def made_up_request():
 def book(tmp_path_factory):
     """Root of the whole book, built once on made-up runs."""
     root = make_root(tmp_path_factory.mktemp("book"))
+    archive_chapter(root, "template")
     verdict_simulation.write(root / simulation_folder(root), claims=200)
     builder.build(root, SCALE, environ={}, resolve=request)
     return root

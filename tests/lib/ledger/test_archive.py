@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lib.chapter.record import Record
-from lib.ledger.archive import Piece, archived, load_archived, load_plan, repeats, strongest
+from lib.ledger.archive import Piece, archived, load_archived, load_plan, read_plan, repeats, strongest
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import load_ledger
 
@@ -286,3 +286,10 @@ def test_a_run_of_today_can_be_read_as_a_piece(root):
     path = keep(root)
     sent = load_archived(path, "sent")
     assert (sent.plan, sent.runs, sent.method) == ("", (), {})
+
+
+def test_the_plan_that_the_book_shows_is_a_plan():
+    page = (ROOT / "book/run.md").read_text(encoding="utf-8")
+    text = page.split("(run-long)=")[1].split("```yaml\n")[1].split("```")[0]
+    (one,) = read_plan(text, "run.md")
+    assert (one.name, one.scale, len(one.seeds)) == ("main", "long", 8)

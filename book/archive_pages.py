@@ -1,0 +1,123 @@
+"""What the status page says of the archive: every run that was announced, and every one that was kept.
+
+Read from the plans, the archived evidence (judged by today's ledger) and git's dates; whatever a run showed,
+it stands here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from book.fragments import cell
+from lib.ledger.archive import Piece, PlannedRun, load_plan
+from lib.listing import first_few, plural
+from lib.runs.archive import pieces
+from lib.runs.request import Request
+
+
+def load(
+    chapters: Sequence[str], root: Path, resolve: Callable[..., Request]
+) -> dict[str, tuple[Piece, ...]]:
+    """The archived evidence of each chapter, judged by today's ledger; ValueError, a line a chapter."""
+    found, problems = {}, []
+    for chapter in chapters:
+        try:
+            load_plan(chapter, root)  # refused here, and not in the middle of a page
+            found[chapter] = pieces(chapter, root, resolve)
+        except ValueError as error:
+            problems.append(f"notebooks/{chapter}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return found
+
+
+def committed(root: Path, path: str, commit: str = "HEAD") -> str:
+    """When a file was last committed, as `commit` has it: ``2026-11-26 19:20`` in UTC; empty where unknown.
+
+    A shallow clone has one commit, which would be the date of everything.
+    """
+
+    zone = os.environ | {"TZ": "UTC"}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=zone, timeout=60, check=False)
+        except OSError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if git("rev-parse", "--show-toplevel") != str(root.resolve()):
+        return ""
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        return ""
+    form = "--format=%cd", "--date=format-local:%Y-%m-%d %H:%M"
+    return git("log", "-1", *form, commit, "--", path)
+
+
+def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:
+    """A section per chapter that has announced or kept a run.
+
+    Parameters
+    ----------
+    archive : mapping
+        By chapter, from `load`.
+    root : Path
+        The repository, with the plans.
+    """
+    lines: list[str] = []
+    for chapter, kept in archive.items():
+        planned = {one.name: one for one in load_plan(chapter, root)}
+        made = {piece.evidence.plan: piece for piece in kept}
+        if not planned and not made:
+            continue
+        lines += [f"### {chapter}", ""]
+        lines += ["| run | announced | ledger | made (UTC) | core-hours, machine | commit | evidence |"]
+        lines += ["|---" * 7 + "|"]
+        for name in dict.fromkeys([*planned, *made]):
+            lines.append(_row(chapter, name, planned.get(name), made.get(name), root))
+        lines += ["", ":::{dropdown} What was announced, and what became of it", ""]
+        for name in dict.fromkeys([*planned, *made]):
+            lines += [_told(name, planned.get(name), made.get(name)), ""]
+        lines += [":::", ""]
+    return "\n".join(lines or ["No long run has been announced yet.", ""])
+
+
+def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | None, root: Path) -> str:
+    one = planned or piece
+    ledger = f"book/claims/{chapter}.yml"
+    what = f"**{cell(name)}**, {one.scale}, {plural(len(one.seeds), 'seed')}"
+    announced = f"{planned.written:%Y-%m-%d}" if planned else "no longer in the plan"
+    if piece is None:
+        changed = committed(root, ledger)
+        return f"| {what} | {announced} | {changed or '–'} | not made yet | – | – | – |"
+    commits = ", ".join(f"`{commit[:10]}`" for commit in piece.commits) or "none"
+    changed = committed(root, ledger, piece.commits[0])
+    first = min(run.started for run in piece.evidence.runs)
+    folder = piece.folder.removeprefix("book/")
+    return (
+        f"| {what} | {announced} | {changed or '–'} | {first:%Y-%m-%d %H:%M} to {piece.ended:%Y-%m-%d %H:%M} "
+        f"| {piece.core_hours:.1f}, {cell('; '.join(piece.machines))} | {commits} "
+        f"| {{download}}`JSON <{folder}/evidence.json>` |"
+    )
+
+
+def _told(name: str, planned: PlannedRun | None, piece: Piece | None) -> str:
+    """Seeds, claims, settings and stopping rule as announced; the verdicts of today's rules; what changed."""
+    parts = [f"**{cell(name)}**."]
+    if planned:
+        settings = ", ".join(f"{key} = {value}" for key, value in planned.parameters.items())
+        parts.append(f"Seeds {', '.join(map(str, planned.seeds))}. To decide: {', '.join(planned.claims)}.")
+        parts += [f"Beside the scale's own parameters: {cell(settings)}."] if settings else []
+        parts.append(f"Stopping: {cell(planned.stopping)}")
+    if piece:
+        asked = planned.claims if planned else [claim.id for claim in piece.evidence.claims]
+        known = [claim for claim in piece.evidence.claims if claim.id in asked]
+        verdicts = ", ".join(f"{claim.id} {claim.verdict}" for claim in known)
+        parts.append(f"By today's rules: {verdicts}.")
+        if piece.changed:
+            parts.append(f"Other today than in that run: {cell(first_few(piece.changed))}.")
+    return " ".join(parts)

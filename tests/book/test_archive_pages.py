@@ -1,0 +1,100 @@
+"""The status page lists every run that was announced and every one that was kept, with git's dates."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from book import archive_pages
+from lib.runs.parameters import RequestError
+from tests.book.conftest import archive_chapter, request
+
+
+def git(folder, *arguments, when="2026-11-20T10:00:00+02:00"):
+    command = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=n@example.org", *arguments]
+    dates = os.environ | {"GIT_COMMITTER_DATE": when, "GIT_AUTHOR_DATE": when}
+    done = subprocess.run(command, env=dates, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def root(tmp_path, evidence):
+    """A folder with the template's ledger, a made-up run of it, and the same in the archive."""
+    archive_chapter(tmp_path, "template")
+    return tmp_path
+
+
+def shown(root, resolve=request) -> str:
+    return archive_pages.status(archive_pages.load(["template"], root, resolve), root)
+
+
+def test_runs_that_were_announced_and_kept_are_listed(root):
+    text = shown(root)
+    main, later = [line for line in text.splitlines() if line.startswith("| **")]
+    assert main.startswith("| **main**, smoke, 3 seeds | 2026-11-26 | – |")
+    assert "| 12.0, " in main, "three runs of two hours on two threads"
+    assert "`0123456789`" in main and "/evidence.json>` |" in main
+    assert later == "| **later**, smoke, 3 seeds | 2026-11-26 | – | not made yet | – | – | – |"
+    told = [line for line in text.splitlines() if line.startswith("**")]
+    assert "Seeds 0, 1, 2. To decide: T1, T2. Stopping: After 10 \\| 20 steps." in told[0]
+    assert "By today's rules: T1 exact, T2 holds." in told[0]
+    assert "Other today than in that run: cell 1." in told[0]
+    assert "Beside the scale's own parameters: samples = 5. Stopping: When it stops." in told[1]
+
+
+def test_a_run_that_nobody_plans_any_more_is_still_listed(root):
+    (root / "book/archive/template/plan.yml").write_text("[]")
+    text = shown(root)
+    assert "| **main**, smoke, 3 seeds | no longer in the plan |" in text
+    assert "T1 exact, T2 holds, T3 not tested" in text
+    shutil.rmtree(root / "book/archive")
+    assert shown(root) == "No long run has been announced yet.\n"
+
+
+def test_a_run_that_cannot_be_asked_for_any_more_says_why(root):
+    def refuse(*_, **__):
+        raise RequestError("unknown parameter 'samples'")
+
+    assert "Other today than in that run: unknown parameter 'samples'." in shown(root, refuse)
+
+
+def test_the_ledgers_date_is_gits_as_of_the_run(root):
+    git(root, "init", "-q")
+    git(root, "add", "book/claims")
+    git(root, "commit", "-qm", "ledger")
+    first = git(root, "rev-parse", "HEAD")
+    ledger = "book/claims/template.yml"
+    (root / ledger).write_text((root / ledger).read_text() + "# changed\n")
+    git(root, "commit", "-qam", "later", when="2026-11-25T00:30:00Z")
+    assert archive_pages.committed(root, ledger) == "2026-11-25 00:30"
+    assert archive_pages.committed(root, ledger, first) == "2026-11-20 08:00", "in UTC"
+    assert archive_pages.committed(root, ledger, "0" * 40) == ""
+    assert archive_pages.committed(root, "book/nothing.yml") == ""
+    assert "| **later**, smoke, 3 seeds | 2026-11-26 | 2026-11-25 00:30 | not made yet |" in shown(root)
+    git(root.parent, "clone", "-q", "--depth", "1", f"file://{root}", str(root / "shallow"))
+    assert archive_pages.committed(root / "shallow", ledger) == "", "one commit would date everything"
+    assert archive_pages.committed(root / "book", ledger) == "", "inside somebody's checkout"
+
+
+def test_evidence_that_cannot_be_read_is_named_with_its_chapter(root):
+    (path,) = (root / "book/archive/template").glob("*/evidence.json")
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"^notebooks/template: book/archive/template/smoke-.*: chapter: Fi"):
+        archive_pages.load(["template"], root, request)
+    plan = root / "book/archive/template/plan.yml"
+    plan.write_text(yaml.safe_dump([{"name": "main"}]))
+    shutil.rmtree(path.parent)
+    with pytest.raises(ValueError, match=r"plan\.yml: 0\.scale: Field required"):
+        archive_pages.load(["template"], root, request)
+
+
+def test_the_built_status_page_links_the_evidence(book):
+    page = book / "_build/html/book/status.html"
+    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    section = soup.select_one("#status-archive, section:has(> #status-archive)") or soup
+    row = next(row for row in section.select("tr") if "main" in row.get_text() and "12.0" in row.get_text())
+    (link,) = [a["href"] for a in row.select("a") if a["href"].endswith("evidence.json")]
+    assert '"plan": "main"' in (page.parent / link).resolve().read_text(encoding="utf-8")
