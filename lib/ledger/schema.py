@@ -139,9 +139,7 @@ class ClaimBase(Schema):
     @model_validator(mode="after")
     def _consistent(self) -> ClaimBase:
         if self.exploratory != bool(self.interpretations):
-            raise ValueError(
-                "an exploratory claim lists the interpretations tried, and only such a claim does"
-            )
+            raise ValueError("an exploratory claim, and no other, lists the interpretations that were tried")
         entries = {name: entry for name in SCALES if (entry := getattr(self.scales, name))}
         if any(entry.tested for entry in entries.values()):
             for name, entry in entries.items():
