@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.data.imagenet import ImageFolder
 from lib.data.images import ImageSet
 from lib.inspection import evaluating
 
@@ -106,3 +107,84 @@ def accuracy(
     order = scores.topk(max(topk), dim=1).indices
     hits = order == images.labels[:, None]
     return {f"top-{k}": 100 * hits[:, :k].any(dim=1).double().mean().item() for k in topk}
+
+
+# --- the floor: what pixels alone give ---------------------------------------------------------------------
+
+
+def linear_classifier(
+    images: ImageSet | ImageFolder,
+    *,
+    penalty: float = 0.01,
+    side: int = 32,
+    most: int = 60_000,
+    device: str = "cpu",
+) -> nn.Sequential:
+    """Multinomial logistic regression on pixels, trained to its optimum; a function of the images alone.
+
+    The least mean cross-entropy plus ``penalty / 2`` times the sum of squared weights, from zero by L-BFGS
+    (200 iterations at most, each O(N · pixels · classes)). That is a convex problem: there is one optimum and
+    no seed. On Fashion-MNIST it takes about two seconds.
+
+    Parameters
+    ----------
+    images
+        To train on, as they are, without augmentation.
+    penalty
+        Above 0. The default was chosen on training images of Fashion-MNIST that were held out; 0.001 and 0.03
+        are less than one point worse there.
+    side
+        Larger images are averaged down to this many pixels.
+    most
+        Of so many images or fewer all are used, of more every second, every third, ….
+    device
+        Where it is trained, and stays.
+
+    Returns
+    -------
+    Sequential
+        From images (B, C, H, W) to logits (B, classes).
+    """
+    if not penalty > 0:
+        raise ValueError(f"penalty must be above 0, or there is no single optimum, got {penalty}")
+    every = -(-len(images) // most)
+    labels = images.labels[::every].to(device)
+    shape = images.tensor(slice(0, 1)).shape[1:]
+    pool = nn.AdaptiveAvgPool2d([min(side, length) for length in shape[1:]])
+    chunks = [slice(start, start + 250 * every, every) for start in range(0, len(images), 250 * every)]
+    pixels = torch.cat([pool(images.tensor(chunk)).flatten(1) for chunk in chunks]).to(device)
+    layer = nn.Linear(pixels.shape[1], int(images.labels.max()) + 1, device=device)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    search = {"history_size": 20, "line_search_fn": "strong_wolfe"}
+    descent = torch.optim.LBFGS(
+        layer.parameters(), max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-8, **search
+    )
+
+    def objective() -> Tensor:
+        descent.zero_grad()
+        loss = F.cross_entropy(layer(pixels), labels) + penalty / 2 * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    descent.step(objective)
+    return nn.Sequential(pool, nn.Flatten(), layer)
+
+
+def linear_classifier_accuracy(
+    train: ImageSet | ImageFolder, test: ImageSet | ImageFolder, *, topk: int = 1, device: str = "cpu"
+) -> float:
+    """Return the percentage of test images that a `linear_classifier` of the training images gets right.
+
+    What anybody gets from pixels, without a network: below it no network has learned anything worth losing.
+
+    Parameters
+    ----------
+    train, test
+    topk
+        The label must be among this many largest logits.
+    device
+        Where it is computed.
+    """
+    network = linear_classifier(train, device=device)
+    return accuracy(network, test, topk=(topk,), device=device)[f"top-{topk}"]

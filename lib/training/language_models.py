@@ -78,3 +78,34 @@ def perplexity(
     if not math.isfinite(total):
         raise ValueError(f"the negative log-likelihood of the text is {total}")
     return math.exp(total / batches.inputs.numel())
+
+
+def unigram_perplexity(
+    train: Tensor, test: Tensor, *, words: int, batch_size: int = 10, length: int = 35
+) -> float:
+    """Perplexity of a model that knows how often each word occurs, and nothing of what came before.
+
+    A word that occurs n times in N training tokens has the probability (n + 1) / (N + words), so that one
+    that never occurs has some, too. ``<unk>`` is a word like others, as it is for a language model of this
+    vocabulary.
+
+    Parameters
+    ----------
+    train, test
+        (N,) int64, word numbers from 0 to ``words - 1``.
+    words
+        Size of the vocabulary.
+    batch_size, length
+        As for `perplexity`, so that the same tokens of the test text are predicted.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short, or a number is not in the vocabulary.
+    """
+    counts = torch.bincount(train, minlength=words)
+    if len(counts) > words or int(test.max()) >= words:
+        raise ValueError(f"word numbers must be below {words}, got {max(len(counts) - 1, int(test.max()))}")
+    chances = (counts + 1).double() / (len(train) + words)
+    targets = TextBatches(test, batch_size=batch_size, length=length).targets
+    return math.exp(-chances.log()[targets].mean().item())

@@ -1,13 +1,25 @@
 """Loss and accuracy of image classifiers against closed forms and torchmetrics."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lib.data.fashion_mnist import FASHION_MNIST_SAMPLE
+from lib.data.imagenet import ImageFolder
 from lib.data.images import ImageSet
-from lib.training.classifiers import ImageClassifier, accuracy, logits
+from lib.data.preprocessing import IMAGENET
+from lib.training.classifiers import (
+    ImageClassifier,
+    accuracy,
+    linear_classifier,
+    linear_classifier_accuracy,
+    logits,
+)
 from lib.training.loop import fit, seeded
 
 
@@ -126,3 +138,77 @@ def test_it_learns_what_can_be_learned():
     before = accuracy(model.network, source)["top-1"]
     fit(model, source.batches(50, seed=0).batch, steps=300, learning_rate=0.05)
     assert before < 60 < 95 < accuracy(model.network, source)["top-1"]
+
+
+# --- the linear classifier ---------------------------------------------------------------------------------
+
+
+def test_the_linear_classifier_is_the_optimum_that_scikit_learn_finds():
+    source = images(count=200)
+    x, y = source.tensor().flatten(1), source.labels
+    found = linear_classifier(source, penalty=0.05)
+    theirs = LogisticRegression(C=1 / (0.05 * 200), tol=1e-8, max_iter=5000).fit(x.numpy(), y.numpy())
+    ours = found[-1].weight.detach().numpy()
+    np.testing.assert_allclose(ours, theirs.coef_, atol=2e-3)
+    expected = x.numpy() @ theirs.coef_.T + theirs.intercept_
+    difference = found(source.tensor()).detach().numpy() - expected
+    np.testing.assert_allclose(difference - difference.mean(1, keepdims=True), 0, atol=5e-3)
+    assert accuracy(found, source)["top-1"] == pytest.approx(100 * theirs.score(x.numpy(), y.numpy()))
+    # The twin: another penalty is another optimum.
+    assert np.abs(linear_classifier(source, penalty=0.5)[-1].weight.detach().numpy() - ours).max() > 0.05
+
+
+def test_the_linear_classifier_separates_what_a_line_separates_and_no_more():
+    """Two classes by one pixel are told apart; by whether two pixels agree (exclusive or), not at all."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 2, (400, 1, 1, 2), generator=generator).to(torch.uint8)
+    one, both = pixels[:, 0, 0, 0].long(), (pixels[:, 0, 0, 0] != pixels[:, 0, 0, 1]).long()
+    for labels, expected in ((one, 100), (both, 50)):
+        source = ImageSet(255 * pixels, labels, mean=0.5, std=0.5)
+        found = linear_classifier_accuracy(source.take(300), source)
+        assert found == pytest.approx(expected, abs=8 if expected == 50 else 1e-9)
+
+
+def test_the_linear_classifier_has_no_chance_in_it_and_may_use_fewer_images():
+    source = images(count=90)
+    torch.manual_seed(1)
+    first = linear_classifier(source)[-1].weight
+    torch.manual_seed(2)
+    assert torch.equal(linear_classifier(source)[-1].weight, first)
+    third = ImageSet(source.images[::3], source.labels[::3], mean=source.mean, std=source.std)
+    few = linear_classifier(source, most=30)[-1].weight
+    assert torch.equal(few, linear_classifier(third)[-1].weight) and not torch.equal(few, first)
+
+
+def test_the_linear_classifier_averages_large_pictures():
+    small = images(count=60)
+    large = ImageSet(
+        small.images.repeat_interleave(4, -1).repeat_interleave(4, -2), small.labels, mean=0.5, std=0.25
+    )
+    found, same = linear_classifier(large, side=3), {"atol": 1e-3, "rtol": 0.0}
+    torch.testing.assert_close(found[-1].weight, linear_classifier(small)[-1].weight, **same)
+    torch.testing.assert_close(found(large.tensor()), linear_classifier(small)(small.tensor()), **same)
+
+
+def test_the_linear_classifier_reads_folders_of_pictures(tmp_path):
+    for number, grey in enumerate((40, 200)):
+        for file in range(3):
+            path = tmp_path / f"n{number}" / f"{file}.JPEG"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (300, 260), (grey + 5 * file,) * 3).save(path)
+    folder = ImageFolder.of(tmp_path, IMAGENET)
+    assert linear_classifier(folder)[-1].in_features == 3 * 32 * 32
+    assert linear_classifier_accuracy(folder, folder) == 100
+
+
+def test_the_floor_of_fashion_mnist():
+    """The accuracy that the chapters' networks have to beat; the penalty is not tuned on the test images."""
+    sets = FASHION_MNIST_SAMPLE.load("data")
+    found = linear_classifier_accuracy(sets["train"], sets["test"])
+    assert 84 < found < 85.5
+    assert linear_classifier_accuracy(sets["train"], sets["test"], topk=3) > found + 5
+
+
+def test_a_penalty_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="penalty must be above 0, or there is no single optimum, got 0"):
+        linear_classifier(images(), penalty=0)
