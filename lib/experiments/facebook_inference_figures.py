@@ -136,7 +136,7 @@ def operators_figure(bandwidth: pd.DataFrame, shares: pd.DataFrame, fused: pd.Da
     return figure
 
 
-def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int) -> Figure:
+def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int, *, floor: float) -> Figure:
     """Error of the logits after each technique; accuracy with 16-bit sums by split.
 
     Parameters
@@ -145,6 +145,8 @@ def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int) -
         From `technique_errors` and `sixteen_bit_sums` of `lib.experiments.facebook_inference_accuracy`.
     images : int
         On which the accuracy was measured.
+    floor : float
+        Accuracy of a linear classifier on the same images (%), drawn as a dashed line.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
     options: dict = dict(palette="colorblind", dodge=True)
@@ -154,4 +156,5 @@ def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int) -
     right.set(xlabel=f"top-1 accuracy (%), {images} images", ylabel="outliers split at")
     mean = sums.query("split == '5 bits' and spill == 'end'")["accuracy"].mean()
     right.axvline(mean, color=GREY, linestyle=":")
+    right.axvline(floor, color=GREY, linestyle="--")
     return figure

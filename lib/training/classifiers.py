@@ -116,15 +116,16 @@ def linear_classifier(
     images: ImageSet | ImageFolder,
     *,
     penalty: float = 0.01,
+    iterations: int = 60,
     side: int = 32,
     most: int = 60_000,
     device: str = "cpu",
 ) -> nn.Sequential:
-    """Multinomial logistic regression on pixels, trained to its optimum; a function of the images alone.
+    """Multinomial logistic regression on pixels, trained to its plateau; a function of the images alone.
 
-    The least mean cross-entropy plus ``penalty / 2`` times the sum of squared weights, from zero by L-BFGS
-    (200 iterations at most, each O(N · pixels · classes)). That is a convex problem: there is one optimum and
-    no seed. On Fashion-MNIST it takes about two seconds.
+    The mean cross-entropy plus ``penalty / 2`` times the sum of squared weights falls from zero weights by
+    L-BFGS. That is a convex problem: there is one optimum and no seed. O(N · pixels · classes) an iteration;
+    about a second for 10,000 images of Fashion-MNIST.
 
     Parameters
     ----------
@@ -133,6 +134,9 @@ def linear_classifier(
     penalty
         Above 0. The default was chosen on training images of Fashion-MNIST that were held out; 0.001 and 0.03
         are less than one point worse there.
+    iterations
+        At most. For Fashion-MNIST the objective is then 1 % above its optimum, and 40, 60 and 150 iterations
+        give the same accuracy within half a point.
     side
         Larger images are averaged down to this many pixels.
     most
@@ -156,10 +160,8 @@ def linear_classifier(
     layer = nn.Linear(pixels.shape[1], int(images.labels.max()) + 1, device=device)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    search = {"history_size": 20, "line_search_fn": "strong_wolfe"}
-    descent = torch.optim.LBFGS(
-        layer.parameters(), max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-8, **search
-    )
+    search = {"max_iter": iterations, "history_size": 20, "line_search_fn": "strong_wolfe"}
+    descent = torch.optim.LBFGS(layer.parameters(), tolerance_grad=1e-6, tolerance_change=1e-9, **search)
 
     def objective() -> Tensor:
         descent.zero_grad()

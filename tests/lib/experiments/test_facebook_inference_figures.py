@@ -81,5 +81,7 @@ def test_operators_and_accuracy():
             "spill": ["end", 64, "end"],
         }
     )
-    _, right = figures.accuracy_figure(techniques, sums, 7).axes
-    assert right.lines[-1].get_xdata() == [80, 80] and "7 images" in right.get_xlabel()
+    _, right = figures.accuracy_figure(techniques, sums, 7, floor=75.0).axes
+    assert [list(line.get_xdata()) for line in right.lines[-2:]] == [[80, 80], [75, 75]]
+    assert right.lines[-2].get_linestyle() != right.lines[-1].get_linestyle()
+    assert "7 images" in right.get_xlabel()
