@@ -393,7 +393,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..
     unfinished.touch()
     generated = output / "generated"
     shutil.rmtree(generated, ignore_errors=True)
-    scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root)
+    scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root, archive)
     shutil.copytree(simulation, generated, dirs_exist_ok=True)
     fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
     (generated / "archive.md").write_text(archive_pages.status(archive, root), encoding="utf-8")

@@ -2,16 +2,15 @@
 
 `collect` makes one row per claim; counts, CSV, JSON and the picture are functions of those rows. Everywhere
 three groups are kept apart: what a paper says, our own checks, and numbers that are only remembered. No
-verdict is computed here: they are read from the evidence.
+verdict is computed here: they are read from the evidence, the strongest for each claim, with that of this
+build beside it (`lib.ledger.standing`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from html import escape, unescape
 from pathlib import Path
-from re import sub
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -21,20 +20,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from book.answers import answer, answers_markdown
+from book.claim_tables import badge_markdown, claims_markdown, plain
 from lib.chapter.figures import use_style
-from lib.chapter.tables import badge, change_told, measured, paper_numbers, verdict_marks
+from lib.chapter.tables import mean_text
+from lib.ledger.archive import Piece
 from lib.ledger.evidence import ClaimEvidence, Evidence
-from lib.ledger.floors import asked_first
-from lib.ledger.schema import Ledger, load_ledger
+from lib.ledger.schema import SCALES, Ledger, load_ledger
+from lib.ledger.standing import GROUPS, Standing, group, standings
 from lib.ledger.verdicts import VERDICTS
-from lib.ledger.wording import format_interval, format_number, paper_number
-
-GROUPS = {
-    "paper": "what the papers say",
-    "own": "our own checks",
-    "memory": "numbers only remembered",
-}
-"""Whose number a verdict rests on; the headline shows the last two as thinner bars below the first."""
+from lib.ledger.wording import format_number, paper_number
 
 # Fill and hatch of each verdict: the hatches and the printed words tell them apart without colour.
 LOOKS = {
@@ -50,61 +45,58 @@ LOOKS = {
 }
 
 
-def collect(evidence: Iterable[Evidence]) -> pd.DataFrame:
-    """One row per claim, chapters and claims in the order given; text and numbers only.
+def collect(standings: Iterable[Standing]) -> pd.DataFrame:
+    """One row per claim, in the order given; text and numbers only.
 
-    ``mean``, ``low`` and ``high`` are of the quantity in ``effect``, the one that decided (empty for
-    arithmetic); ``group`` is one of `GROUPS`; ``changed`` says that the rule was changed after a run,
-    ``unlearned`` that the reference does not beat the claim's floor.
+    A row is by the strongest evidence: its scale is in ``strongest_scale``, its day in ``made``, and
+    ``method_changed`` says that the method is another today. What the run of this build says stands in
+    ``verdict_of_this_build``, its scale in ``scale``. ``mean``, ``low`` and ``high`` are of the quantity in
+    ``effect``, the one that decided (empty for arithmetic); ``group`` is one of `GROUPS`; ``changed`` says
+    that the rule was changed after a run, ``unlearned`` that the reference does not beat the claim's floor.
     """
     rows = []
-    for one in evidence:
-        for claim in one.claims:
-            effect = claim.interval
-            rows.append(
-                {
-                    "chapter": one.chapter,
-                    "claim": claim.id,
-                    "statement": claim.statement,
-                    "source": claim.source,
-                    "kind": claim.kind,
-                    "verdict": claim.verdict,
-                    "unlearned": claim.unlearned,
-                    "group": group(claim),
-                    "changed": claim.changed is not None,
-                    "synthetic": claim.synthetic,
-                    "rule_is_younger": claim.rule_is_younger,
-                    "scale": one.scale,
-                    "scope": claim.scope,
-                    "protocol": claim.protocol,
-                    "paper": "; ".join(
-                        f"{n.name} = {paper_number(n)} ({n.where}, {n.provenance})" for n in claim.paper
-                    ),
-                    "paper_provenance": claim.provenance_of_paper_number,
-                    "measured": _measured_text(claim),
-                    "effect": effect.label if effect else None,
-                    "claimed": effect.claimed if effect else None,
-                    "mean": effect.quantity if effect else None,
-                    "low": effect.quantity_low if effect else None,
-                    "high": effect.quantity_high if effect else None,
-                    "level": effect.level if effect else None,
-                    "unit": effect.unit if effect else None,
-                    "reason": claim.reason,
-                    "command": claim.command,
-                    "anchor": f"notebooks/{one.chapter}.html#{make_id(claim.anchor)}",
-                }
-            )
+    for one in standings:
+        claim, effect = one.claim, one.claim.interval
+        rows.append(
+            {
+                "chapter": one.chapter,
+                "claim": claim.id,
+                "statement": claim.statement,
+                "source": claim.source,
+                "kind": claim.kind,
+                "verdict": claim.verdict,
+                "unlearned": claim.unlearned,
+                "group": group(claim),
+                "changed": claim.changed is not None,
+                "synthetic": claim.synthetic,
+                "rule_is_younger": claim.rule_is_younger,
+                "scale": one.here_scale,
+                "scope": claim.scope,
+                "protocol": claim.protocol,
+                "paper": "; ".join(
+                    f"{n.name} = {paper_number(n)} ({n.where}, {n.provenance})" for n in claim.paper
+                ),
+                "paper_provenance": claim.provenance_of_paper_number,
+                "measured": _measured_text(claim),
+                "effect": effect.label if effect else None,
+                "claimed": effect.claimed if effect else None,
+                "mean": effect.quantity if effect else None,
+                "low": effect.quantity_low if effect else None,
+                "high": effect.quantity_high if effect else None,
+                "level": effect.level if effect else None,
+                "unit": effect.unit if effect else None,
+                "reason": claim.reason,
+                "command": claim.command,
+                "anchor": f"notebooks/{one.chapter}.html#{make_id(one.here.anchor)}",
+                "strongest_scale": one.piece.scale,
+                "made": one.made.isoformat(),
+                "method_changed": bool(one.piece.changed),
+                "verdict_of_this_build": one.here.verdict,
+            }
+        )
     if not rows:
         raise ValueError("a scorecard needs the evidence of at least one chapter, got none")
     return pd.DataFrame(rows)
-
-
-def group(claim: ClaimEvidence) -> str:
-    """Whose number it is, of `GROUPS`; a claim of the paper that was not tested stays the paper's."""
-    if claim.own:
-        return "own"
-    remembered = claim.provenance_of_paper_number == "recalled" and claim.verdict != "not tested"
-    return "memory" if remembered else "paper"
 
 
 def _measured_text(claim: ClaimEvidence) -> str:
@@ -112,10 +104,7 @@ def _measured_text(claim: ClaimEvidence) -> str:
     parts = []
     for name, value in claim.measured.items():
         if isinstance(value, Mapping):
-            parts += [
-                f"{name}, {arm} = {format_interval(one.mean, one.low, one.high)}"
-                for arm, one in value.items()
-            ]
+            parts += [f"{name}, {arm} = {mean_text(claim, name, one)}" for arm, one in value.items()]
         else:
             parts.append(f"{name} = {format_number(value)}")
     return "; ".join(parts)
@@ -145,24 +134,31 @@ def counts(claims: pd.DataFrame, group: str = "paper") -> pd.DataFrame:
 
 
 def rests_on(claims: pd.DataFrame) -> str:
-    """In a line: how many verdicts rest on a number that was read, and how many tables are reproduced."""
+    """In a few lines: what the verdicts rest on, what was not reproduced, and what is marked."""
     decided = claims[~claims["verdict"].isin(["not tested", "inconclusive"])]
-    paper = decided[decided["group"] == "paper"]
-    read = int(paper["paper_provenance"].isin(["paper", "authors' code", "cited"]).sum())
+    of_papers = decided[decided["group"] == "paper"]
+    origin = of_papers["paper_provenance"].value_counts()
     reproduced = int((claims["verdict"] == "reproduced").sum())
-    tables = (
-        f"{reproduced} claims are reproduced."
+    unlearned, changed = int(claims["unlearned"].sum()), int(claims["changed"].sum())
+    code = origin.get("authors' code", 0) + origin.get("cited", 0)
+    sentences = [
+        f"Of {len(claims)} claims {len(decided)} are decided.",
+        f"Of these, {len(of_papers)} are what a paper says: {origin.get('paper', 0)} against a number that "
+        f"was read in the paper itself, {code} against one from its authors' code or a citing work, the "
+        f"others against a derived number or none.",
+        f"Our own checks: {(decided['group'] == 'own').sum()}.",
+        f"Held against numbers that are only remembered: {(decided['group'] == 'memory').sum()}.",
+        f"Claims that are reproduced: {reproduced}."
         if reproduced
-        else ("No table of any paper is reproduced here yet.")
-    )
-    changed = int(claims["changed"].sum())
-    return (
-        f"Of {len(claims)} claims {len(decided)} are decided: {len(paper)} are what a paper says, {read} of "
-        f"these against a number that was read in the paper, its authors' code or a citing work; "
-        f"{int((decided['group'] == 'own').sum())} are our own checks, "
-        f"{int((decided['group'] == 'memory').sum())} are held against numbers that are only remembered. "
-        f"{tables} Rules that were changed after a run: {changed}, each marked."
-    )
+        else "No table of any paper is reproduced here yet.",
+        f"Rules that were changed after a run: {changed}, each marked.",
+    ]
+    if unlearned:
+        sentences.append(f"Not tested because the reference has not learned: {unlearned}.")
+    by_scale = [(name, (decided["strongest_scale"] == name).sum()) for name in reversed(SCALES)]
+    spread = ", ".join(f"{count} at {name}" for name, count in by_scale if count)
+    sentences.append(f"Decided by scale of the strongest evidence: {spread or 'none'}.")
+    return " ".join(sentences)
 
 
 def in_words(row: pd.Series) -> str:
@@ -229,8 +225,8 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     return (
         "```{figure} _generated/headline.svg\n"
         ":class: headline-figure\n:name: fig-headline\n"
-        f":alt: Bars of verdict counts. {_plain('. '.join(parts))}.\n\n"
-        f"What became of {len(claims)} claims at the scale of this book.{note} "
+        f":alt: Bars of verdict counts. {plain('. '.join(parts))}.\n\n"
+        f"What became of {len(claims)} claims, by the strongest evidence for each.{note} "
         "Colour is doubled by hatching; thin bars: our own checks, and numbers only remembered.\n```\n"
         f"\n{rests_on(claims)}\n"
     )
@@ -239,14 +235,14 @@ def headline_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
 def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Counts per paper and overall, each of `GROUPS` in a table of its own."""
     names = {
-        **{chapter: f"[{_plain(title)}](../notebooks/{chapter})" for chapter, title in titles.items()},
+        **{chapter: f"[{plain(title)}](../notebooks/{chapter})" for chapter, title in titles.items()},
         "all": "all",
     }
 
     def shown(table: pd.DataFrame) -> list[str]:
         """The verdicts that occur, or the table would be wider than the page."""
         table = table.loc[:, table.sum() > 0]
-        words = [f"[{v}]{{.verdict .verdict-{v.replace(' ', '-')}}}" for v in table]
+        words = [badge_markdown(verdict) for verdict in table]
         lines = ["| paper | " + " | ".join(words) + " |", "|---" * (len(words) + 1) + "|"]
         return lines + [
             f"| {names[chapter]} | " + " | ".join(str(count) if count else "–" for count in row) + " |"
@@ -266,55 +262,39 @@ def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     return "\n".join(text)
 
 
-def claims_markdown(evidence: Evidence) -> str:
-    """Every claim of a chapter as a table; each id is a checked reference to its place in the chapter."""
-    lines = [":::{list-table}", ":header-rows: 1", ":class: claims", ""]
-    lines += ["* - claim", "  - verdict", "  - the paper's number", "  - ours, and why"]
-    for claim in evidence.claims:
-        mark = verdict_marks(claim)
-        command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
-        details = [escape(claim.protocol)]
-        details += [f"Scope: {escape(claim.scope)}"] if claim.scope else []
-        details += [escape(text) for text in asked_first(claim.floor)]
-        details += [f"Caveat: {escape(claim.caveat)}"] if claim.caveat else []
-        details += change_told(claim.changed)
-        folded = f"<summary>scale {evidence.scale}, protocol</summary>{'<br>'.join(details)}"
-        ours = measured(claim) if claim.measured else ""
-        lines += [f"* - {{ref}}`{claim.id} <{claim.anchor}>`", ""]
-        lines += _raw(f"{escape(claim.statement)} <small>({escape(claim.source)})</small>")
-        for content in (
-            badge(claim.verdict) + mark,
-            paper_numbers(claim.paper, claim.see),
-            f"{ours}<p class='fine'>{escape(claim.reason)}{command}</p>"
-            f"<details class='fine'>{folded}</details>",
-        ):
-            lines += ["  -", *_raw(content)]
-    return "\n".join([*lines, ":::", ""])
-
-
-def _raw(html: str) -> list[str]:
-    return ["    ```{raw} html", f"    <div>{' '.join(html.split())}</div>", "    ```", ""]
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return sub(r"([\\`*_{}\[\]$|#~^@<>])", r"\\\1", " ".join(unescape(text).split()))
-
-
 def short_title(ledger: Ledger) -> str:
     """What the ledger calls the paper for short, else its title up to the colon; and the year."""
     return f"{ledger.paper.short or ledger.paper.title.split(':')[0]} ({ledger.paper.year})"
 
 
-def write(evidence: Iterable[Evidence], folder: Path, root: Path) -> pd.DataFrame:
+def write(
+    evidence: Iterable[Evidence],
+    folder: Path,
+    root: Path,
+    archive: Mapping[str, Iterable[Piece]] | None = None,
+) -> pd.DataFrame:
     """Write fragments, downloads and picture into `folder`; returns the rows.
 
-    Files: ``headline.{md,svg,png}``, ``scorecard.{md,csv,json}``.
+    Files: ``answers.md``, ``headline.{md,svg,png}``, ``scorecard.{md,csv,json}``.
+
+    Parameters
+    ----------
+    evidence : iterable of Evidence
+        The runs of this build, one per chapter.
+    folder, root : Path
+        Where to write, and the repository.
+    archive : mapping, optional
+        Archived evidence by chapter.
     """
-    evidence = list(evidence)
-    claims = collect(evidence)
-    ledgers = {one.chapter: load_ledger(one.chapter, root) for one in evidence}
+    archive = archive or {}
+    told = {one.chapter: standings(one, archive.get(one.chapter, ())) for one in evidence}
+    claims = collect(one for chapter in told.values() for one in chapter)
+    ledgers = {chapter: load_ledger(chapter, root) for chapter in told}
     titles = {chapter: short_title(ledger) for chapter, ledger in ledgers.items()}
+    answers = {
+        chapter: answer(ledger.paper.answer, told[chapter], in_words(counts(claims).loc[chapter]))
+        for chapter, ledger in ledgers.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     claims.to_csv(folder / "scorecard.csv", index=False)
     records = json.loads(claims.to_json(orient="records"))
@@ -326,14 +306,11 @@ def write(evidence: Iterable[Evidence], folder: Path, root: Path) -> pd.DataFram
     figure.savefig(folder / "headline.png", metadata={"Software": None})
     plt.close(figure)
     (folder / "headline.md").write_text(headline_markdown(claims, titles), encoding="utf-8")
+    (folder / "answers.md").write_text(answers_markdown(answers, titles), encoding="utf-8")
     text = ["## Counts", "", summary_markdown(claims, titles)]
-    for one in evidence:
-        text += [
-            f"## {_plain(titles[one.chapter])}",
-            "",
-            f"Chapter: [{_plain(ledgers[one.chapter].paper.title)}](../notebooks/{one.chapter})",
-            "",
-        ]
-        text += [claims_markdown(one)]
+    for chapter, one in told.items():
+        title = plain(ledgers[chapter].paper.title)
+        text += [f"## {plain(titles[chapter])}", "", f"Chapter: [{title}](../notebooks/{chapter})", ""]
+        text += [answers[chapter], "", claims_markdown(one)]
     (folder / "scorecard.md").write_text("\n".join(text), encoding="utf-8")
     return claims

@@ -6,7 +6,7 @@ words are always there, so nothing depends on colour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from lib.ledger.floors import asked_first
 from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Changed, Ledger
+from lib.ledger.standing import Standing, group
 from lib.ledger.verdicts import VERDICTS, Effect, Summary
 from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
 from lib.listing import plural
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 CELL = 'style="text-align:left;vertical-align:top"'
 SHOWN = 3  # numbers that a cell shows unfolded
 MARK = "companion"  # in the metadata of outputs
+
+WHOSE = {
+    "paper": "What the paper says",
+    "own": "Our own checks",
+    "memory": "Held against numbers that are only remembered",
+}
 
 JUDGED_BY = {
     "arithmetic": "equal at the printed precision, or within the stated tolerance",
@@ -92,34 +99,74 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
     return html_table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
 
 
-def verdict_table(claims: Sequence[ClaimEvidence]) -> Html:
-    """What became of the claims."""
-    rows = []
-    for claim in claims:
-        marks = verdict_marks(claim)
+def verdict_table(claims: Sequence[ClaimEvidence], standings: Mapping[str, Standing] | None = None) -> Html:
+    """What became of the claims: of the paper's, our own checks, and what is held against a memory.
+
+    Where `standings` (by claim) has stronger evidence than this run, that speaks, and this run stands beside.
+    """
+    standings = standings or {}
+    rows: dict[str, list[tuple[str, ...]]] = {name: [] for name in WHOSE}
+    spoken: dict[str, list[ClaimEvidence]] = {name: [] for name in WHOSE}
+    for here in claims:
+        standing = standings.get(here.id)
+        claim = standing.claim if standing else here
         told = (claim.scope and f"Scope: {claim.scope}.", *asked_first(claim.floor), claim.caveat)
-        limits = [escape(text) for text in told if text]
-        limits += change_told(claim.changed)
-        rows.append(
+        limits = [escape(text) for text in told if text] + change_told(claim.changed)
+        spoken[group(claim)].append(claim)
+        rows[group(claim)].append(
             (
-                f'<a href="#{make_id(claim.anchor)}">{claim.id}</a>',
+                f'<a href="#{make_id(here.anchor)}">{claim.id}</a>',
                 escape(claim.statement) + _details("bear in mind", limits),
                 badge(claim.verdict)
-                + marks
+                + verdict_marks(claim)
                 + f" <small>{escape(claim.reason)}</small>"
-                + _command(claim.command),
+                + _command(claim.command)
+                + (f"<small>{beside(standing)}</small>" if standing and standing.stronger else ""),
                 measured(claim) + f"<div>The paper: {paper_numbers(claim.paper, claim.see)}</div>",
             )
         )
-    return html_table(
-        "verdicts", tally(claims), ("claim", "what it says", "verdict, and why", "measured"), rows
-    )
+    head = ("claim", "what it says", "verdict, and why", "measured")
+    parts = [
+        html_table("verdicts", f"{whose}: {tally(spoken[name])}", head, rows[name])
+        for name, whose in WHOSE.items()
+        if rows[name]
+    ]
+    return Html("".join(parts))
 
 
-def verdict_line(claim: ClaimEvidence) -> Html:
+def verdict_line(claim: ClaimEvidence, standing: Standing | None = None) -> Html:
     """A claim's verdict and its reason in a line, as it stands below the cell that judged it."""
-    line = f"<p>{claim.id}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}</p>"
-    return Html(line).marked(f"verdict {claim.id}")
+    line = f"{claim.id}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}"
+    if standing and standing.stronger:
+        line += f" {since(standing)} {badge(standing.claim.verdict)}"
+    return Html(f"<p>{line}</p>").marked(f"verdict {claim.id}")
+
+
+def where_made(standing: Standing) -> str:
+    """Scale and day of the strongest evidence, and whether the method has changed since."""
+    piece = standing.piece
+    text = f"scale {piece.scale}, {standing.made:%Y-%m-%d}, {escape(', '.join(piece.machines))}"
+    if piece.changed:
+        text += ' <span class="mark-younger">method changed since</span>'
+    return text
+
+
+def since(standing: Standing) -> str:
+    """Why this run's verdict is not the last word."""
+    plateau = ", not trained to a plateau" if standing.trained else ""
+    return f"Re-executed here{plateau}: the verdict is the {standing.piece.scale} run's."
+
+
+def beside(standing: Standing) -> str:
+    """Where stronger evidence comes from, what this run says, and every other run that was archived."""
+    lines = [f"From {where_made(standing)}."]
+    if standing.here.verdict != "not tested" or standing.here.unlearned:
+        lines.append(f"{since(standing)} Here: {badge(standing.here.verdict)}{verdict_marks(standing.here)}")
+    lines += [
+        f"Also {other.scale}, {other.ended:%Y-%m-%d}: {badge(other.claim(standing.claim.id).verdict)}"
+        for other in standing.others
+    ]
+    return "<br>".join(lines)
 
 
 def numbers_frame(claims: Sequence[ClaimEvidence]) -> pd.DataFrame:
@@ -172,13 +219,11 @@ def verdict_marks(claim: ClaimEvidence) -> str:
 
 
 def tally(claims: Sequence[ClaimEvidence]) -> str:
-    """``2 exact, 1 holds``: verdicts counted, our own checks and those on made-up data named apart."""
+    """``2 exact, 1 holds``: verdicts counted, those on made-up data named apart."""
     counted = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
     text = ", ".join(f"{count} {verdict}" for verdict, count in counted.items() if count) or "no verdict yet"
     judged = [claim for claim in claims if claim.verdict != "not tested"]
-    own = sum(claim.own for claim in judged)
     synthetic = sum(claim.synthetic for claim in judged)
-    text += f"; {own} of them our own checks" if own else ""
     return text + (f"; {synthetic} of them on synthetic data" if synthetic else "")
 
 

@@ -23,6 +23,7 @@ from lib.files import write_atomically
 from lib.ledger.archive import Piece
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import Ledger, load_ledger
+from lib.ledger.standing import standings
 from lib.runs.execution import INJECTED
 from lib.runs.parameters import RequestError
 from lib.runs.request import Request, parameter_table
@@ -59,7 +60,7 @@ def present(request: Request, folder: Path, made: Path, archive: Sequence[Piece]
     made : Path
         Where to put the figures and tables that are made again.
     archive : sequence of Piece
-        Archived evidence of the chapter, judged by today's ledger.
+        Archived evidence of the chapter, judged by today's ledger: it speaks where it is stronger than the run.
 
     Raises
     ------
@@ -94,14 +95,14 @@ class _Page:
         files: dict[str, Path],
         archive: Sequence[Piece],
     ) -> None:
-        self.archive = archive
+        standing = {one.claim.id: one for one in standings(evidence, archive)}
         self.request, self.ledger, self.evidence = request, ledger, evidence
         self.folder, self.made, self.files = folder, made, files
         self.claims = {claim.id: claim for claim in evidence.claims}
         self.parts: dict[str, Callable[..., tables.Html]] = {
             "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale),
-            "verdicts": lambda: tables.verdict_table(evidence.claims),
-            "verdict": lambda claim: tables.verdict_line(self.claims[claim]),
+            "verdicts": lambda: tables.verdict_table(evidence.claims, standing),
+            "verdict": lambda claim: tables.verdict_line(self.claims[claim], standing[claim]),
             "provenance": lambda: tables.provenance_table(evidence.provenance, evidence.data),
             "parameters": lambda: parameter_table(request.chapter, request.root),
             "numbers": lambda *claims: tables.numbers_table([self.claims[claim] for claim in claims]),
