@@ -60,7 +60,7 @@ def present(request: Request, folder: Path, made: Path, archive: Sequence[Piece]
     made : Path
         Where to put the figures and tables that are made again.
     archive : sequence of Piece
-        Archived evidence of the chapter, judged by today's ledger: it speaks where it is stronger than the run.
+        The chapter's archived evidence under today's ledger: it speaks where it is stronger than the run.
 
     Raises
     ------
