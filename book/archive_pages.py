@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from book.fragments import cell
-from lib.ledger.archive import Piece, PlannedRun, load_plan
+from lib.ledger.archive import Piece, PlannedRun, load_plan, repeats, same_setting
+from lib.ledger.evidence import Evidence
 from lib.listing import first_few, plural
 from lib.runs.archive import pieces
 from lib.runs.request import Request
@@ -86,6 +87,38 @@ def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:
     return "\n".join(lines or ["No long run has been announced yet.", ""])
 
 
+def machine_check(evidence: Mapping[str, Evidence], archive: Mapping[str, Sequence[Piece]]) -> str:
+    """How far the runs of this build repeat archived runs of the same setting, a row per chapter.
+
+    Parameters
+    ----------
+    evidence : mapping
+        Of this build's runs, by chapter.
+    archive : mapping
+        From `load`.
+    """
+    rows = []
+    for chapter, one in evidence.items():
+        piece = same_setting(one, archive[chapter])
+        table = repeats(one, piece.evidence) if piece else None
+        table = table[table["spread"] > 0] if piece else ()
+        if not len(table):
+            continue
+        far = (table["difference"].abs() / table["spread"]).idxmax()
+        share = abs(table["difference"][far]) / table["spread"][far]
+        where = f"{table['metric'][far]}, {table['arm'][far]}: {share:.2g} times the spread"
+        then = f"{piece.ended:%Y-%m-%d}, {cell('; '.join(piece.machines))}"
+        near = f"{sum(table['within'])} of {len(table)}"
+        rows.append(f"| [{chapter}](../notebooks/{chapter}) | {then} | {near} | {cell(where)} |")
+    if not rows:
+        return "No run of this book's scale has been archived yet.\n"
+    head = [
+        "| chapter | archived run | means within the spread over its seeds | farthest |",
+        "|---" * 4 + "|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
 def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | None, root: Path) -> str:
     one = planned or piece
     ledger = f"book/claims/{chapter}.yml"
@@ -121,3 +154,14 @@ def _told(name: str, planned: PlannedRun | None, piece: Piece | None) -> str:
         if piece.changed:
             parts.append(f"Other today than in that run: {cell(first_few(piece.changed))}.")
     return " ".join(parts)
+
+
+def write(
+    root: Path,
+    evidence: Mapping[str, Evidence],
+    archive: Mapping[str, Sequence[Piece]],
+    folder: Path,
+) -> None:
+    """Write both fragments, ``archive.md`` and ``machine.md``, into `folder`."""
+    (folder / "archive.md").write_text(status(archive, root), encoding="utf-8")
+    (folder / "machine.md").write_text(machine_check(evidence, archive), encoding="utf-8")

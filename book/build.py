@@ -396,7 +396,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..
     scorecard.write([evidence[chapter] for chapter in toc_papers(root)], generated, root, archive)
     shutil.copytree(simulation, generated, dirs_exist_ok=True)
     fragments.write(root, evidence, generated, repository=f"https://github.com/{slug}")
-    (generated / "archive.md").write_text(archive_pages.status(archive, root), encoding="utf-8")
+    archive_pages.write(root, evidence, archive, generated)
     files = staged_files(root, runs, slug)
     files |= {
         f"book/_generated/{path.relative_to(generated).as_posix()}": path.read_bytes()

@@ -293,6 +293,12 @@ def strongest(claim_id: str, pieces: Iterable[Piece]) -> Piece | None:
 # --- the check of a machine --------------------------------------------------------------------------------
 
 
+def same_setting(evidence: Evidence, pieces: Iterable[Piece]) -> Piece | None:
+    """The latest piece with the chapter, scale, parameters and seeds of a run; None if none has them."""
+    able = [piece for piece in pieces if _setting(piece.evidence) == _setting(evidence)]
+    return max(able, key=lambda piece: piece.ended, default=None)
+
+
 def repeats(book: Evidence, archive: Evidence) -> pd.DataFrame:
     """A run made again beside the archived one of the same parameters: does this machine repeat it?
 

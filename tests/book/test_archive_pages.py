@@ -91,6 +91,28 @@ def test_evidence_that_cannot_be_read_is_named_with_its_chapter(root):
         archive_pages.load(["template"], root, request)
 
 
+def test_a_run_made_again_is_held_against_the_archived_one(root, evidence):
+    archive = archive_pages.load(["template"], root, request)
+    text = archive_pages.machine_check({"template": evidence}, archive)
+    row = text.splitlines()[2]
+    assert row.startswith("| [template](../notebooks/template) | ") and "| 6 of 6 |" in row
+    shifted = []
+    for measurement in evidence.measurements:
+        measured = measurement.measured
+        if measurement.claim == "T2":
+            values = measured["coverage at n = 5"]["normal"]
+            moved = {"normal": tuple(value + 1 for value in values)}
+            measured = measured | {"coverage at n = 5": measured["coverage at n = 5"] | moved}
+        shifted.append(measurement.model_copy(update={"measured": measured}))
+    other = evidence.model_copy(update={"measurements": tuple(shifted)})
+    row = archive_pages.machine_check({"template": other}, archive).splitlines()[2]
+    assert "| 5 of 6 |" in row and "coverage at n = 5, normal: " in row
+    another = evidence.model_copy(update={"parameters": {"seeds": [7, 8, 9]}})
+    none = "No run of this book's scale has been archived yet.\n"
+    assert archive_pages.machine_check({"template": another}, archive) == none
+    assert archive_pages.machine_check({"template": evidence}, {"template": ()}) == none
+
+
 def test_the_built_status_page_links_the_evidence(book):
     page = book / "_build/html/book/status.html"
     soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")

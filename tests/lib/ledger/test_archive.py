@@ -9,7 +9,16 @@ import pytest
 import yaml
 
 from lib.chapter.record import Record
-from lib.ledger.archive import Piece, archived, load_archived, load_plan, read_plan, repeats, strongest
+from lib.ledger.archive import (
+    Piece,
+    archived,
+    load_archived,
+    load_plan,
+    read_plan,
+    repeats,
+    same_setting,
+    strongest,
+)
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import load_ledger
 
@@ -268,6 +277,13 @@ def test_runs_of_another_setting_are_not_compared(root):
         ValueError, match=r"not the same setting: seeds is \[4, 5, 6, 7\], not \[0, 1, 2, 3\]"
     ):
         repeats(other, then)
+    pieces = archived("template", root)
+    assert Path(same_setting(then, pieces).folder).name == "book-2026-11-01"
+    again = Evidence.load(keep(root, "book", "2026-11-03"))
+    assert Path(same_setting(again, archived("template", root)).folder).name == "book-2026-11-03", (
+        "the latest"
+    )
+    assert same_setting(then.model_copy(update={"chapter": "other"}), pieces) is None
     with pytest.raises(ValueError, match="not the same setting: scale is 'long', not 'book'"):
         repeats(Evidence.load(keep(root)), then)
 
