@@ -160,20 +160,22 @@ def planned_grids(chapter: str, scale: str, root: Path = ROOT) -> list[Mapping[s
     Raises
     ------
     RequestError
-        Nothing is planned, or for claims that the ledger does not have; or runs made here and now could not
-        be archived, because the plan, or anything else, is not committed.
+        Nothing is planned, or for claims that the ledger does not test at this scale; or runs made here and
+        now could not be archived, because the plan, or anything else, is not committed.
     """
     try:
         planned = [one for one in load_plan(chapter, root) if one.scale == scale]
-        known = {claim.id for claim in load_ledger(chapter, root).claims}
+        claims = {claim.id: claim.entry(scale) for claim in load_ledger(chapter, root).claims}
     except ValueError as error:
         raise RequestError(str(error)) from None
     if not planned:
         raise RequestError(f"{plan_file(chapter)} plans no run at scale {scale}")
     grids = []
     for one in planned:
-        if unknown := [claim for claim in one.claims if claim not in known]:
-            raise RequestError(f"{plan_file(chapter)}: {one.name!r} is to decide {unknown[0]}, no claim")
+        for claim in one.claims:
+            if claim not in claims or not claims[claim].tested:
+                why = claims[claim].why if claim in claims else "no such claim"
+                raise RequestError(f"{plan_file(chapter)}: {one.name!r} cannot decide {claim}: {why}")
         seeds = [list(one.seeds)] if scale == "book" else list(one.seeds)
         grid = {name: [value] for name, value in one.parameters.items()} | {"seeds": seeds}
         grids.append({"chapter": chapter, "scale": scale, "grid": grid})
