@@ -16,7 +16,7 @@ Splits, windows and batches are in `lib.data.sequences`; negatives are in `lib.d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -178,6 +178,41 @@ class InteractionLog:
                 f"(id {self.user_ids[user - 1]}) has {self.user_counts[user - 1]}; "
                 f"build the log with min_user_count={minimum} or more"
             )
+
+    def restamped(self, timestamp: np.ndarray) -> InteractionLog:
+        """The same events in the same order with other time stamps, for experiments on what stamps are worth.
+
+        Parameters
+        ----------
+        timestamp : array (E,)
+            Whole seconds, not negative. A user's stamps need not ascend: the order stays that of the events.
+
+        Raises
+        ------
+        ValueError
+            Another number of stamps, or stamps that are not whole seconds.
+        """
+        timestamp = np.asarray(timestamp)
+        if timestamp.shape != self.timestamp.shape:
+            raise ValueError(f"expected {self.num_events} time stamps, got an array {timestamp.shape}")
+        timestamp = _whole_seconds(timestamp)
+        day = timestamp // SECONDS_PER_DAY
+        day -= day.min()
+        for array in (timestamp, day):
+            array.flags.writeable = False
+        return replace(self, timestamp=timestamp, day=day)
+
+    def with_shuffled_stamps(self, seed: int) -> InteractionLog:
+        """Every user's time stamps dealt out anew among that user's events, whose order stays."""
+        chance = np.random.default_rng(seed).random(self.num_events)
+        return self.restamped(self.timestamp[np.lexsort((chance, self.user))])
+
+    def with_ranks_for_stamps(self) -> InteractionLog:
+        """Every user's events stamped 0, 1, 2 … seconds: the order, and nothing else that a clock could say.
+
+        All of them lie on one day.
+        """
+        return self.restamped(np.arange(self.num_events) - self.offsets[self.user])
 
     def __repr__(self) -> str:
         return (

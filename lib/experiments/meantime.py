@@ -7,7 +7,8 @@ training (`lib.experiments.meantime_arithmetic`, `lib.experiments.meantime_figur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
@@ -20,21 +21,29 @@ from lib.data.interactions import InteractionLog
 from lib.data.movielens import ML_1M, ML_20M, ML_100K
 from lib.data.negatives import sample_negatives
 from lib.data.sequences import ClozeTraining, NextItemTraining, PrefixTraining, evaluation_batches
-from lib.data.worlds import GapWorld
-from lib.metrics.ranking import recall_at, target_rank
 from lib.models.recommenders.bert4rec import BERT4Rec
 from lib.models.recommenders.marank import MARank
 from lib.models.recommenders.meantime import Meantime
 from lib.models.recommenders.sasrec import SASRec, TiSASRec
+from lib.models.recommenders.temporal_kernels import ABSOLUTE_KERNELS
+from lib.streams import stream_seed
 from lib.training.loop import Evaluation, History, fit, seeded
-from lib.training.recommenders import Popularity, Recommender, mean_head_overlap, user_metrics
+from lib.training.recommenders import Popularity, Recommender, head_overlap_by_user, user_metrics
 
 SOURCES = {"ml-100k": ML_100K, "ml-1m": ML_1M, "ml-20m": ML_20M, "beauty": BEAUTY, "game": VIDEO_GAMES}
 
-#: Controls: as many heads, one kind of temporal embedding in all of them.
-ONE_KIND = ("MEANTIME p-p-p-p", "MEANTIME l-l-l-l")
+BASELINES = ("BERT4Rec", "TiSASRec", "SASRec", "MARank")
 
-ARMS = ("MEANTIME", "BERT4Rec", "TiSASRec", "SASRec", "MARank", *ONE_KIND)
+#: Controls: as many heads, one kind of temporal embedding in all of them.
+ONE_KIND = tuple(f"MEANTIME {kind}-{kind}-{kind}-{kind}" for kind in "pdsel")
+
+#: Control: four position heads that read one and the same table.
+ONE_TABLE = "MEANTIME p-p-p-p, one table"
+
+#: MEANTIME with other time stamps in training and test: a user's own, dealt out anew; the order alone.
+RESTAMPED = ("MEANTIME, stamps shuffled", "MEANTIME, ranks for stamps")
+
+ARMS = ("MEANTIME", *BASELINES, *ONE_KIND, ONE_TABLE, *RESTAMPED)
 
 #: Data sets whose items the authors' program numbers as `lib.data.interactions` does, by ascending id. It
 #: numbers them in the order of a Python set. Small integers come out of one in ascending order as long as its
@@ -81,6 +90,8 @@ class Comparison:
         See `lib.data.sequences.ClozeTraining` and `lib.data.negatives.TrainingNegatives`.
     train_stride, batch_size, learning_rate, steps, evaluate_every, patience, device
         Of every training.
+    learning_rates, dropouts
+        Of single arms, where they differ from ``learning_rate`` and ``dropout``.
     negatives
         What test and validation items are ranked among, (U, 100), drawn once for all arms.
     published
@@ -89,7 +100,8 @@ class Comparison:
     Raises
     ------
     ValueError
-        ``authors_checkpoint`` is no such file, or of other kernels, sizes or items than are asked for.
+        ``authors_checkpoint`` is no such file, or of other kernels, sizes or items than are asked for; a
+        learning rate or a dropout of an arm that there is not.
     FileNotFoundError
         There is no ``authors_checkpoint``.
     """
@@ -115,17 +127,22 @@ class Comparison:
     patience: int
     negatives_for_training: str
     device: str
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    dropouts: Mapping[str, float] = field(default_factory=dict)
     negatives: Tensor = field(init=False)
     published: Meantime | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if unknown := sorted({*self.learning_rates, *self.dropouts} - set(ARMS)):
+            raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {unknown[0]!r}")
         if self.authors_checkpoint:
             self.published = self._published()
         self.negatives = sample_negatives(self.log)
 
     def model(self, arm: str) -> nn.Module:
         """The arm's untrained network; its weights follow the global random state."""
-        items, width = self.log.num_items, {"hidden_size": self.hidden_size, "dropout": self.dropout}
+        dropout = self.dropouts.get(arm, self.dropout)
+        items, width = self.log.num_items, {"hidden_size": self.hidden_size, "dropout": dropout}
         size = width | {"max_length": self.max_length, "num_blocks": self.num_blocks}
         if arm == "BERT4Rec":
             return BERT4Rec(items, num_heads=self.bert4rec_heads, **size)
@@ -135,27 +152,36 @@ class Comparison:
             return SASRec(items, **size)
         if arm == "MARank":
             return MARank(items, self.log.num_users, **width)
-        kernels = {
-            "MEANTIME": {"absolute": self.absolute, "relative": self.relative},
-            "MEANTIME p-p-p-p": {"absolute": "p-p-p-p", "relative": ""},
-            "MEANTIME l-l-l-l": {"absolute": "", "relative": "l-l-l-l"},
-        }
-        if arm not in kernels:
+        if arm not in ARMS:
             raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {arm!r}")
-        return Meantime(items, num_days=self.log.num_days, **kernels[arm], **size)
+        absolute, relative = self.absolute, self.relative
+        if arm in (*ONE_KIND, ONE_TABLE):
+            kinds = arm.removeprefix("MEANTIME ").removesuffix(", one table")
+            absolute, relative = (kinds, "") if kinds[0] in ABSOLUTE_KERNELS else ("", kinds)
+        kernels = {"absolute": absolute, "relative": relative, "one_table": arm == ONE_TABLE}
+        return Meantime(items, num_days=self.log.num_days, **kernels, **size)
+
+    def log_of(self, arm: str, seed: int) -> InteractionLog:
+        """The data as the arm sees them: with other time stamps for `RESTAMPED`, dealt out by ``seed``."""
+        if arm == RESTAMPED[0]:
+            return self.log.with_shuffled_stamps(stream_seed(seed, "stamps"))
+        if arm == RESTAMPED[1]:
+            return self.log.with_ranks_for_stamps()
+        return self.log
 
     def windows(self, arm: str, seed: int) -> ClozeTraining | NextItemTraining | PrefixTraining:
         """The arm's training data, whose order, masks and negatives follow ``seed``."""
         same = {"max_length": self.max_length, "stride": self.train_stride, "batch_size": self.batch_size}
+        log = self.log_of(arm, seed)
         if arm == "MARank":
-            return PrefixTraining(self.log, negatives=self.negatives_for_training, seed=seed, **same)
+            return PrefixTraining(log, negatives=self.negatives_for_training, seed=seed, **same)
         if arm in ("SASRec", "TiSASRec"):
             own = {"negatives": self.negatives_for_training, "personalised": arm == "TiSASRec"}
-            return NextItemTraining(self.log, seed=seed, **own, **same)
-        return ClozeTraining(self.log, mask_probability=self.mask_probability, seed=seed, **same)
+            return NextItemTraining(log, seed=seed, **own, **same)
+        return ClozeTraining(log, mask_probability=self.mask_probability, seed=seed, **same)
 
     def held_out(
-        self, arm: str, split: str = "test", *, target_time: str = "seen"
+        self, arm: str, seed: int, split: str = "test", *, target_time: str = "seen"
     ) -> Iterator[dict[str, Tensor]]:
         """All users with what the arm may see before its held-out item.
 
@@ -167,7 +193,7 @@ class Comparison:
             "MARank": {"view": "context", "max_length": 6},
         }
         options = {"max_length": self.max_length, "target_time": target_time} | views.get(arm, {})
-        return evaluation_batches(self.log, split=split, **options)
+        return evaluation_batches(self.log_of(arm, seed), split=split, **options)
 
     def train(self, arm: str, seed: int, checkpoint: Path | None = None) -> tuple[nn.Module, History]:
         """Train an arm once, in evaluation mode afterwards, with the weights of its best validation.
@@ -191,7 +217,7 @@ class Comparison:
         model, windows = self.model(arm), self.windows(arm, seed)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            batches = self.held_out(arm, "validation")
+            batches = self.held_out(arm, seed, "validation")
             users = user_metrics(model, batches, negatives=self.negatives, device=self.device)
             return {"NDCG@10": users["NDCG@10"].mean()}
 
@@ -199,7 +225,7 @@ class Comparison:
             model,
             windows.batch,
             steps=self.steps,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rates.get(arm, self.learning_rate),
             evaluation=Evaluation(validate, self.evaluate_every, monitor="NDCG@10", patience=self.patience),
             checkpoint=checkpoint,
             fabric=Fabric(accelerator=self.device, devices=1),
@@ -207,30 +233,31 @@ class Comparison:
         )
         return model, history
 
-    def test(self, arm: str, model: Recommender, *, target_time: str = "seen") -> pd.DataFrame:
-        """Metrics of each user's test item among its 100 negatives and among all items: a row per user."""
+    def test(self, arm: str, seed: int, model: Recommender, *, target_time: str = "seen") -> pd.DataFrame:
+        """Metrics of each user's test item among its 100 negatives and among all items: a row per user.
+
+        Of a network whose attention can be read also how alike its heads attend (``head overlap``): 1 alike,
+        0 nothing shared.
+        """
         device = "cpu" if isinstance(model, Popularity) else self.device
         sampled, full = (
-            user_metrics(model, self.held_out(arm, target_time=target_time), device=device, **among)
+            user_metrics(model, self.held_out(arm, seed, target_time=target_time), device=device, **among)
             for among in ({"negatives": self.negatives}, {"log": self.log})
         )
-        return sampled.join(full)
+        scores = sampled.join(full)
+        if hasattr(model, "attention_weights"):
+            batches = self.held_out(arm, seed, target_time=target_time)
+            scores = scores.join(head_overlap_by_user(model, batches, device))
+        return scores
 
-    def head_overlap(self, arm: str, model: nn.Module) -> float:
-        """How alike the heads of a network attend, over all test users: 1 alike, 0 nothing shared."""
-        return mean_head_overlap(model, self.held_out(arm), self.device)
+    def replicates(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds whose rows a rule may take for independent trainings.
 
-    def replicates(self, scores: pd.DataFrame) -> pd.DataFrame:
-        """The rows of scores by arm and seed that a rule may take for independent trainings.
-
-        All of them; but if MEANTIME is one model in the row of every seed, those of the first seed. Copies
-        have no spread, so an interval over them would hold for other trainings of the baselines and for no
-        other training of MEANTIME.
+        All of them; but if MEANTIME is one model in the row of every seed, the first. Copies have no spread,
+        so an interval over them would hold for other trainings of the baselines and for no other training of
+        MEANTIME.
         """
-        if self.published is None:
-            return scores
-        seeds = scores.index.get_level_values("seed")
-        return scores[seeds == seeds[0]]
+        return list(seeds) if self.published is None else list(seeds[:1])
 
     def _published(self) -> Meantime:
         if self.dataset not in NUMBERED_ALIKE:
@@ -259,6 +286,24 @@ def mean_scores(per_user: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFram
     return pd.DataFrame({key: users.mean() for key, users in per_user.items()}).T.rename_axis(["arm", "seed"])
 
 
+def by_user(
+    per_user: Mapping[tuple[str, int], pd.DataFrame], seeds: Sequence[int], metrics: Sequence[str]
+) -> dict[str, dict[str, pd.DataFrame]]:
+    """What a rule is handed: by metric and arm, a row per seed and a column per user.
+
+    Arms that were tested with fewer seeds have fewer rows; arms without the metric are left out.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in per_user))
+    found: dict[str, dict[str, pd.DataFrame]] = {metric: {} for metric in metrics}
+    for metric, arm in itertools.product(metrics, arms):
+        rows = {
+            seed: per_user[arm, seed][metric] for seed in seeds if metric in per_user.get((arm, seed), ())
+        }
+        if rows:
+            found[metric][arm] = pd.DataFrame(rows).T.rename_axis("seed")
+    return found
+
+
 def validation_curves(trained: Mapping[tuple[str, int], tuple[nn.Module, History]]) -> pd.DataFrame:
     """Validations of all trainings in long form: step, NDCG@10, arm, seed."""
     return pd.concat(
@@ -266,73 +311,3 @@ def validation_curves(trained: Mapping[tuple[str, int], tuple[nn.Module, History
         for (arm, seed), (_, history) in trained.items()
         if history.evaluations
     )
-
-
-# --- the gap world ---
-
-GAP_WORLD_ARMS = ("BERT4Rec", "p + e", "p + l", "MEANTIME")
-
-
-def gap_world_model(
-    arm: str, world: GapWorld, *, mixture: tuple[str, str], hidden_size: int
-) -> BERT4Rec | Meantime:
-    """The untrained network of one of `GAP_WORLD_ARMS`: MEANTIME has the kernels of ``mixture``."""
-    size = {"max_length": world.length, "hidden_size": hidden_size, "dropout": 0.0, "init_std": 0.1}
-    positions_only = BERT4Rec(
-        world.num_items, **size
-    )  # first for every arm: later draws of weights follow it
-    if arm == "BERT4Rec":
-        return positions_only
-    absolute, relative = {"p + e": ("p", "e"), "p + l": ("p", "l"), "MEANTIME": mixture}[arm]
-    kernels = {"absolute": absolute, "relative": relative, "num_days": world.num_days}
-    return Meantime(world.num_items, **kernels, **size)
-
-
-def gap_world_curve(
-    arm: str,
-    seed: int,
-    *,
-    mixture: tuple[str, str],
-    hidden_size: int,
-    steps: int,
-    batch_size: int = 128,
-    checkpoint: Path | None = None,
-) -> pd.DataFrame:
-    """Train an arm in the gap world, and return its Recall@10 on 500 fresh sequences over the steps.
-
-    Parameters
-    ----------
-    arm
-        One of `GAP_WORLD_ARMS`.
-    seed
-        Of the world, the first weights and the batches.
-    mixture
-        Absolute and relative kernels of MEANTIME.
-    hidden_size, steps, batch_size
-        Width of the network, steps at a learning rate of 0.003, sequences per step.
-    checkpoint
-        File from which a training that was killed continues.
-
-    Returns
-    -------
-    Ten rows or so: step, Recall@10 among all items, arm, seed.
-    """
-    seeded(seed)
-    world = GapWorld(seed=seed)
-    test = world.batch(0, 500, "test")
-    model = gap_world_model(arm, world, mixture=mixture, hidden_size=hidden_size)
-
-    def recall(model: nn.Module) -> dict[str, float]:
-        better, ties = target_rank(model.scores(test), test["target"] - 1)
-        return {"Recall@10": recall_at(10, better, ties).mean().item()}
-
-    history = fit(
-        model,
-        lambda step: world.batch(step, batch_size),
-        steps=steps,
-        learning_rate=0.003,
-        evaluation=Evaluation(recall, every=max(1, steps // 10)),
-        checkpoint=checkpoint,
-        name=f"gap world, {arm}, seed {seed}",
-    )
-    return history.to_frame().assign(arm=arm, seed=seed)

@@ -93,22 +93,22 @@ def user_metrics(
     return pd.concat(frames)
 
 
-def mean_head_overlap(
+def head_overlap_by_user(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], device: str = "cpu"
-) -> float:
-    """Return `lib.metrics.attention.head_overlap`, averaged over blocks and users.
+) -> pd.Series:
+    """Return `lib.metrics.attention.head_overlap` of every user, averaged over blocks.
 
     ``model`` has ``attention_weights(batch)``, a list of ``(B, heads, T, T)``, one per block.
     """
-    overlaps = []
+    found = []
     with _scoring(model):
         for batch in batches:
             batch = _on(device, batch)
             blocks = model.attention_weights(batch)
-            overlaps.append(
-                torch.stack([head_overlap(block, batch["tokens"] > 0) for block in blocks]).mean(0)
-            )
-    return torch.cat(overlaps).mean().item()
+            overlap = torch.stack([head_overlap(block, batch["tokens"] > 0) for block in blocks]).mean(0)
+            users = pd.Index(batch["users"].cpu().numpy(), name="user")
+            found.append(pd.Series(overlap.cpu().numpy(), index=users, name="head overlap"))
+    return pd.concat(found)
 
 
 @contextmanager

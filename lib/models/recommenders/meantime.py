@@ -173,7 +173,8 @@ class Meantime(ClozeModel):
 
     Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item; time
     enters through the attention logits alone. A batch has ``timestamps`` beside its ``tokens`` if there is a
-    relative kernel, and ``days`` if there is a Day kernel. Each parameter is a setting of the authors' code.
+    relative kernel, and ``days`` if there is a Day kernel. Each parameter but ``one_table`` is a setting
+    of the authors' code.
 
     Parameters
     ----------
@@ -211,6 +212,9 @@ class Meantime(ClozeModel):
     kernel_dropout
         Dropout on the temporal kernels, drawn once per forward pass and shared by the blocks; None for
         ``dropout``.
+    one_table
+        Whether repeated absolute kernels read one table, dropped alike, in the place of one each: the control
+        for "the same positional embedding in every head". Not an option of the authors' code.
     relative_term
         ``"factored"``: fast, no (B, T, T, H) tensor; equal up to rounding, but for the dropout of relative
         kernels (`lib.models.recommenders.relative_attention`). ``"materialised"``: as the authors compute it.
@@ -243,6 +247,7 @@ class Meantime(ClozeModel):
         head_layer_norm: bool = True,
         init_std: float = 0.02,
         kernel_dropout: float | None = None,
+        one_table: bool = False,
         relative_term: str = "factored",
     ) -> None:
         super().__init__()
@@ -266,7 +271,9 @@ class Meantime(ClozeModel):
 
         rows = {"d": num_days, "p": max_length, "c": 1}
         self.items = nn.Embedding(num_items + 2, hidden_size)
-        self.tables = nn.ModuleList(nn.Embedding(rows[letter], hidden_size) for letter in self.absolute)
+        letters = dict.fromkeys(self.absolute) if one_table else self.absolute
+        self.one_table = one_table
+        self.tables = nn.ModuleList(nn.Embedding(rows[letter], hidden_size) for letter in letters)
         self.blocks = nn.ModuleList(
             MeantimeBlock(
                 MixedAttention(hidden_size, len(self.absolute), len(self.relative), dropout=dropout),
@@ -326,8 +333,9 @@ class Meantime(ClozeModel):
 
     def _absolute_kernels(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         batch_size, length = batch["tokens"].shape
+        letters = dict.fromkeys(self.absolute) if self.one_table else self.absolute
         kernels = []
-        for letter, table in zip(self.absolute, self.tables, strict=True):
+        for letter, table in zip(letters, self.tables, strict=True):
             if letter == "d":
                 kernel = table(batch["days"])  # (B, T, H)
             else:  # the rows of the last T positions, or T times the one row
@@ -335,6 +343,9 @@ class Meantime(ClozeModel):
             if self.training and self.kernel_dropout:
                 kernel = drop(kernel.expand(batch_size, -1, -1), self.kernel_dropout)  # (B, T, H)
             kernels.append(kernel)
+        if self.one_table:  # each head reads the table of its letter
+            of_letter = dict(zip(letters, kernels, strict=True))
+            return [of_letter[letter] for letter in self.absolute]
         return kernels
 
     def _relative_terms(self, batch: Mapping[str, Tensor], dtype: torch.dtype) -> Terms:
