@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib.chapter import figures, per_unit, tables
+from lib.chapter import figures, findings, per_unit, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, write_atomically
 from lib.ledger.evidence import (
@@ -190,13 +190,12 @@ class Record:
 
     def number(self, name: str, value: float) -> None:
         """Keep a number for the chapter's text, which shows it by ``{glue:text}`<chapter>-<name>:.2f` ``."""
+        self._glue(name, int(value) if isinstance(value, int | np.integer) else float(value))
+
+    def _glue(self, name: str, value: float | str) -> None:
         from myst_nb import glue
 
-        glue(
-            f"{self.chapter}-{name}",
-            int(value) if isinstance(value, int | np.integer) else float(value),
-            display=False,
-        )
+        glue(f"{self.chapter}-{name}", value, display=False)
 
     # --- data, figures, tables ---
 
@@ -269,6 +268,32 @@ class Record:
         return paths
 
     # --- shown in the chapter ---
+
+    def findings(self, *claim_ids: str) -> ShownFigure:
+        """What the strongest evidence says of these claims, a line each; its numbers may be quoted.
+
+        The text quotes ``{glue:text}`<chapter>-found-C4` `` (see `lib.chapter.findings.numbers`).
+        """
+        strongest = self._strongest()
+        for name, value in findings.numbers(strongest).items():
+            self._glue(f"found-{name}", value)
+        figure = findings.findings_figure(strongest[claim] for claim in claim_ids if claim in strongest)
+        return self._shown(figure, f"findings {' '.join(claim_ids)}")
+
+    def found(self, claim_id: str) -> ShownFigure:
+        """The arms of one claim in the strongest evidence there is."""
+        return self._shown(findings.found_figure(self._strongest()[claim_id]), f"found {claim_id}")
+
+    def _strongest(self) -> dict[str, ClaimEvidence]:
+        return findings.strongest_of(self.chapter, self.root, self._claims)
+
+    @staticmethod
+    def _shown(fig: Figure, shows: str) -> ShownFigure:
+        import matplotlib.pyplot as plt
+
+        shown = ShownFigure(figures.shown(fig), shows)
+        plt.close(fig)
+        return shown
 
     def ledger_table(self) -> Html:
         """What is claimed, and what this scale tests of it."""

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -214,7 +215,9 @@ class Comparison:
         if arm == "MEANTIME" and self.published is not None:
             return self.published, History()
         seeded(seed)
+        torch.set_flush_denormal(True)  # decayed exponentials are denormal, on which a CPU is slow
         model, windows = self.model(arm), self.windows(arm, seed)
+        rate = self.learning_rates.get(arm, self.learning_rate)
 
         def validate(model: nn.Module) -> dict[str, float]:
             batches = self.held_out(arm, seed, "validation")
@@ -225,7 +228,7 @@ class Comparison:
             model,
             windows.batch,
             steps=self.steps,
-            learning_rate=self.learning_rates.get(arm, self.learning_rate),
+            optimizer=torch.optim.Adam(model.parameters(), lr=rate, fused=True),
             evaluation=Evaluation(validate, self.evaluate_every, monitor="NDCG@10", patience=self.patience),
             checkpoint=checkpoint,
             fabric=Fabric(accelerator=self.device, devices=1),
@@ -308,6 +311,21 @@ def validation_curves(trained: Mapping[tuple[str, int], tuple[nn.Module, History
     """Validations of all trainings in long form: step, NDCG@10, arm, seed."""
     return pd.concat(
         history.to_frame().assign(arm=arm, seed=seed)
+        for (arm, seed), (_, history) in trained.items()
+        if history.evaluations
+    )
+
+
+def validation_summary(trained: Mapping[tuple[str, int], tuple[nn.Module, History]]) -> pd.DataFrame:
+    """A row per training: arm, seed, its best validation NDCG@10, at which step, and when it stopped."""
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "seed": seed,
+            "best validation NDCG@10": max(row["NDCG@10"] for row in history.evaluations),
+            "at step": history.best_step,
+            "stopped at step": history.steps,
+        }
         for (arm, seed), (_, history) in trained.items()
         if history.evaluations
     )

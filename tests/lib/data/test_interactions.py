@@ -145,3 +145,46 @@ def test_too_few_events_names_the_user():
     log = keep_all([("long", item, 5, item) for item in range(5)] + [("short", 1, 5, 0)])
     with pytest.raises(ValueError, match=r"needs at least 3 events per user, but user 2 \(id short\) has 1"):
         log.require_events(3, "leave-one-out")
+
+
+# --- other time stamps ---
+
+
+def two_users() -> InteractionLog:
+    frame = pd.DataFrame(
+        {
+            "user": [1] * 5 + [2] * 5,
+            "item": list(range(5)) * 2,
+            "rating": 5.0,
+            "timestamp": [86_400 * day for day in (0, 1, 5, 9, 20, 3, 3, 4, 8, 30)],
+        }
+    )
+    return InteractionLog.from_frame(frame, min_item_count=1)
+
+
+def test_shuffled_stamps_stay_with_their_user_and_leave_the_order_of_events():
+    log = two_users()
+    shuffled = log.with_shuffled_stamps(0)
+    for user in (1, 2):
+        own = log.events(user)
+        assert sorted(shuffled.timestamp[own]) == log.timestamp[own].tolist()
+        assert shuffled.item[own].tolist() == log.item[own].tolist()
+    assert (shuffled.timestamp != log.timestamp).any()
+    assert (shuffled.timestamp == log.with_shuffled_stamps(0).timestamp).all()
+    assert (shuffled.timestamp != log.with_shuffled_stamps(1).timestamp).any()
+    assert (shuffled.day == shuffled.timestamp // 86_400).all()
+    assert not shuffled.timestamp.flags.writeable and log.timestamp[4] == 20 * 86_400
+
+
+def test_ranks_start_anew_with_each_user():
+    ranks = two_users().with_ranks_for_stamps()
+    assert ranks.timestamp.tolist() == [0, 1, 2, 3, 4] * 2 and ranks.num_days == 1
+
+
+@pytest.mark.parametrize(
+    ("stamps", "message"),
+    [([1, 2], r"expected 10 time stamps, got an array \(2,\)"), ([-1] * 10, "whole Unix seconds")],
+)
+def test_stamps_that_do_not_fit_are_refused(stamps, message):
+    with pytest.raises(ValueError, match=message):
+        two_users().restamped(stamps)

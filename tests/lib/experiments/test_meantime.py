@@ -1,4 +1,4 @@
-"""MEANTIME's comparison on a small made-up log, a file of the authors in an arm's place, the gap world."""
+"""MEANTIME's comparison on a small made-up log, and a file of the authors in an arm's place."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 
 from lib.data.interactions import InteractionLog
 from lib.data.movielens import ML_100K
-from lib.data.worlds import GapWorld
 from lib.experiments import meantime as experiments
 from lib.experiments.meantime import (
     ARMS,
-    GAP_WORLD_ARMS,
     NUMBERED_ALIKE,
+    ONE_KIND,
+    ONE_TABLE,
+    RESTAMPED,
     Comparison,
+    by_user,
     gap_shares,
-    gap_world_curve,
-    gap_world_model,
     mean_scores,
     source_of,
     validation_curves,
+    validation_summary,
 )
 from lib.models.recommenders.meantime import Meantime
 from lib.training.loop import History, fit, seeded
@@ -84,8 +85,16 @@ def test_every_arm_is_the_network_that_its_name_says(log):
     assert kernels == {
         "MEANTIME": (("p", "d"), ("s", "l")),
         "MEANTIME p-p-p-p": (("p",) * 4, ()),
+        "MEANTIME d-d-d-d": (("d",) * 4, ()),
+        "MEANTIME s-s-s-s": ((), ("s",) * 4),
+        "MEANTIME e-e-e-e": ((), ("e",) * 4),
         "MEANTIME l-l-l-l": ((), ("l",) * 4),
+        "MEANTIME p-p-p-p, one table": (("p",) * 4, ()),
+        "MEANTIME, stamps shuffled": (("p", "d"), ("s", "l")),
+        "MEANTIME, ranks for stamps": (("p", "d"), ("s", "l")),
     }
+    assert [arm for arm in ARMS if getattr(models[arm], "one_table", False)] == [ONE_TABLE]
+    assert len(models[ONE_TABLE].tables) == 1 and len(models["MEANTIME p-p-p-p"].tables) == 4
     assert models["BERT4Rec"].blocks[0].attention.num_heads == 4 and models["TiSASRec"].max_interval == 16
     assert {models[arm].hidden_size for arm in ("MEANTIME", "BERT4Rec", "SASRec")} == {8}
     with pytest.raises(ValueError, match="arm must be one of MEANTIME, BERT4Rec, .*, got 'GRU4Rec'"):
@@ -165,7 +174,7 @@ class Constant:
 
 
 def test_a_guess_has_the_metrics_of_chance(log):
-    users = comparison(log).test("MEANTIME", Constant())
+    users = comparison(log).test("MEANTIME", 0, Constant())
     assert len(users) == USERS
     assert users["Recall@10"].to_numpy() == pytest.approx(10 / 101)
     unseen = ITEMS - (EVENTS - 1)  # the history before the target is left out, the target is not
@@ -176,16 +185,16 @@ def test_every_arm_is_scored_by_its_own_view(log):
     setting = comparison(log)
     for arm in ARMS:
         seeded(0)
-        users = setting.test(arm, setting.model(arm).eval())
+        users = setting.test(arm, 0, setting.model(arm).eval())
         assert len(users) == USERS and users["Recall@10"].std() > 0
-    popular = setting.test("popularity", Popularity(log))
-    expected = user_metrics(Popularity(log), setting.held_out("popularity"), negatives=setting.negatives)
+    popular = setting.test("popularity", 0, Popularity(log))
+    expected = user_metrics(Popularity(log), setting.held_out("popularity", 0), negatives=setting.negatives)
     assert popular["NDCG@10"].tolist() == expected["NDCG@10"].tolist()
 
 
 def test_a_blinded_target_hides_its_time_from_meantime_alone(log):
     setting = comparison(log)
-    seen, blinded = (next(setting.held_out("MEANTIME", target_time=time)) for time in ("seen", "blinded"))
+    seen, blinded = (next(setting.held_out("MEANTIME", 0, target_time=time)) for time in ("seen", "blinded"))
     assert torch.equal(seen["tokens"], blinded["tokens"])
     assert torch.equal(seen["timestamps"][:, :-1], blinded["timestamps"][:, :-1])
     assert torch.equal(blinded["timestamps"][:, -1], seen["timestamps"][:, -2])
@@ -193,7 +202,7 @@ def test_a_blinded_target_hides_its_time_from_meantime_alone(log):
     model = setting.model("MEANTIME").eval()
     assert (model.scores(seen) - model.scores(blinded)).abs().max() > 0
     for arm in ("SASRec", "TiSASRec", "MARank"):
-        seen, blinded = (next(setting.held_out(arm, target_time=time)) for time in ("seen", "blinded"))
+        seen, blinded = (next(setting.held_out(arm, 0, target_time=time)) for time in ("seen", "blinded"))
         assert all(torch.equal(seen[name], blinded[name]) for name in seen)
 
 
@@ -201,10 +210,11 @@ def test_heads_that_attend_alike_overlap_fully(log):
     setting = comparison(log)
     seeded(0)
     model = setting.model("BERT4Rec").eval()
-    assert setting.head_overlap("BERT4Rec", model) < 1
+    assert setting.test("BERT4Rec", 0, model)["head overlap"].max() < 1
     for block in model.blocks:
         torch.nn.init.zeros_(block.attention.projections.weight)
-    assert setting.head_overlap("BERT4Rec", model) == pytest.approx(1)
+    overlaps = setting.test("BERT4Rec", 0, model)["head overlap"]
+    assert len(overlaps) == USERS and overlaps.to_numpy() == pytest.approx(1)
 
 
 def test_scores_are_means_over_users_and_curves_skip_what_was_not_trained():
@@ -249,17 +259,14 @@ def test_a_file_of_the_authors_is_tested_in_the_place_of_every_seed(log, tmp_pat
     trained = {(arm, seed): setting.train(arm, seed) for arm in ("MEANTIME", "BERT4Rec") for seed in (0, 1)}
     assert [history.steps for _, history in trained.values()] == [0, 0, 4, 4]
     assert set(validation_curves(trained)["arm"]) == {"BERT4Rec"}
-    scores = mean_scores({key: setting.test(key[0], model) for key, (model, _) in trained.items()})
-    of_the_file = comparison(log).test("MEANTIME", held).mean()
+    scores = mean_scores({key: setting.test(*key, model) for key, (model, _) in trained.items()})
+    of_the_file = comparison(log).test("MEANTIME", 0, held).mean()
     for seed in (0, 1):
         assert scores.loc[("MEANTIME", seed)].tolist() == of_the_file.tolist()
     assert scores.loc[("BERT4Rec", 0)].tolist() != scores.loc[("BERT4Rec", 1)].tolist()
-    untrained = comparison(log).test("MEANTIME", comparison(log).train("MEANTIME", 0)[0]).mean()
+    untrained = comparison(log).test("MEANTIME", 0, comparison(log).train("MEANTIME", 0)[0]).mean()
     assert untrained.tolist() != of_the_file.tolist()
-    overlaps = {setting.head_overlap("MEANTIME", trained["MEANTIME", seed][0]) for seed in (0, 1)}
-    assert overlaps == {comparison(log).head_overlap("MEANTIME", held)}
-    assert setting.replicates(scores).index.tolist() == [("MEANTIME", 0), ("BERT4Rec", 0)]
-    assert comparison(log).replicates(scores) is scores
+    assert setting.replicates([4, 5]) == [4] and comparison(log).replicates([4, 5]) == [4, 5]
 
 
 @pytest.mark.parametrize(
@@ -320,25 +327,76 @@ def test_a_set_orders_the_ids_of_small_catalogues_alone():
         assert (list(set(ids)) == sorted(ids)) == (name in NUMBERED_ALIKE), name
 
 
-# --- the gap world ---
+# --- other time stamps, settings of single arms, results per user ---
 
 
-def test_the_gap_worlds_arms_have_the_kernels_of_their_names():
-    world = GapWorld(seed=0)
-    models = {
-        arm: gap_world_model(arm, world, mixture=("c", "s-l"), hidden_size=12) for arm in GAP_WORLD_ARMS
+def test_arms_with_other_stamps_see_the_same_events_in_the_same_order(log):
+    setting = comparison(log)
+    for arm in RESTAMPED:
+        true, other = (setting.windows(name, seed=0).batch(0) for name in ("MEANTIME", arm))
+        assert torch.equal(true["tokens"], other["tokens"]) and torch.equal(true["users"], other["users"])
+        assert not torch.equal(true["timestamps"], other["timestamps"])
+        true, other = (next(setting.held_out(name, 0)) for name in ("MEANTIME", arm))
+        assert torch.equal(true["tokens"], other["tokens"])
+        assert not torch.equal(true["timestamps"], other["timestamps"])
+
+
+def test_shuffled_stamps_are_the_users_own_and_follow_the_seed(log):
+    shuffled = comparison(log).log_of(RESTAMPED[0], 0)
+    for user in (1, USERS):
+        own = log.events(user)
+        assert sorted(shuffled.timestamp[own]) == sorted(log.timestamp[own])
+    assert (shuffled.timestamp != log.timestamp).any() and (shuffled.item == log.item).all()
+    assert (comparison(log).log_of(RESTAMPED[0], 1).timestamp != shuffled.timestamp).any()
+    assert comparison(log).log_of("SASRec", 0) is log
+
+
+def test_ranks_say_the_order_and_nothing_else(log):
+    ranks = comparison(log).log_of(RESTAMPED[1], 0)
+    assert ranks.timestamp[log.events(3)].tolist() == list(range(EVENTS))
+    assert ranks.num_days == 1
+
+
+def test_an_arm_has_its_own_learning_rate_and_dropout(log):
+    setting = comparison(log, learning_rates={"SASRec": 0.0}, dropouts={"BERT4Rec": 0.4})
+    dropouts = {
+        arm: max(m.p for m in setting.model(arm).modules() if hasattr(m, "p"))
+        for arm in ("BERT4Rec", "SASRec")
     }
-    kernels = {arm: (m.absolute, m.relative) for arm, m in models.items() if isinstance(m, Meantime)}
-    assert kernels == {
-        "p + e": (("p",), ("e",)), "p + l": (("p",), ("l",)), "MEANTIME": (("c",), ("s", "l"))
-    }  # fmt: skip
-    assert {model.num_items for model in models.values()} == {world.num_items}
+    assert dropouts == {"BERT4Rec": 0.4, "SASRec": 0.2}
+    seeded(0)
+    untrained = weights(setting.model("SASRec"))
+    assert torch.equal(weights(setting.train("SASRec", 0)[0]), untrained)  # no step at a rate of zero
+    assert not torch.equal(weights(comparison(log).train("SASRec", 0)[0]), untrained)
+    with pytest.raises(ValueError, match="arm must be one of MEANTIME, .*, got 'SASRecs'"):
+        comparison(log, dropouts={"SASRecs": 0.1})
 
 
-def test_a_curve_of_the_gap_world_follows_its_seed(tmp_path):
-    options = {"mixture": ("p-d", "s-l"), "hidden_size": 8, "steps": 20, "batch_size": 16}
-    first, other = (gap_world_curve("MEANTIME", seed, **options) for seed in (0, 1))
-    assert first["step"].tolist() == list(range(2, 21, 2))
-    assert first["Recall@10"].tolist() != other["Recall@10"].tolist()
-    assert first.equals(gap_world_curve("MEANTIME", 0, **options, checkpoint=tmp_path / "gap.pt"))
-    assert first.equals(gap_world_curve("MEANTIME", 0, **options, checkpoint=tmp_path / "gap.pt"))
+def test_results_by_user_have_a_row_per_seed():
+    frames = {
+        ("a", seed): pd.DataFrame({"NDCG@10": [0.1 * seed, 1.0]}, index=pd.Index([1, 2], name="user"))
+        for seed in (3, 4)
+    }
+    frames["popularity", 3] = pd.DataFrame({"NDCG@10": [0.5, 0.5]}, index=pd.Index([1, 2], name="user"))
+    found = by_user(frames, [3, 4], ["NDCG@10", "head overlap"])
+    assert found["NDCG@10"]["a"].to_numpy() == pytest.approx(np.array([[0.3, 1.0], [0.4, 1.0]]))
+    assert found["NDCG@10"]["popularity"].shape == (1, 2) and found["head overlap"] == {}
+    assert found["NDCG@10"]["a"].index.tolist() == [3, 4]
+
+
+def test_a_validation_is_told_with_its_step(log):
+    setting = comparison(log)
+    trained = {("SASRec", 0): setting.train("SASRec", 0), ("MEANTIME", 0): (None, History())}
+    (row,) = validation_summary(trained).to_dict("records")
+    best = max(trained["SASRec", 0][1].evaluations, key=lambda one: one["NDCG@10"])
+    assert row == {
+        "arm": "SASRec",
+        "seed": 0,
+        "best validation NDCG@10": best["NDCG@10"],
+        "at step": best["step"],
+        "stopped at step": 4,
+    }
+
+
+def test_there_is_a_control_for_every_kernel():
+    assert [arm[-1] for arm in ONE_KIND] == ["p", "d", "s", "e", "l"]

@@ -8,7 +8,7 @@ import torch
 from lib.data.interactions import InteractionLog
 from lib.data.negatives import sample_negatives
 from lib.data.sequences import evaluation_batches
-from lib.training.recommenders import Popularity, mean_head_overlap, user_metrics
+from lib.training.recommenders import Popularity, head_overlap_by_user, user_metrics
 
 EVENTS = {1: [1, 2, 3, 4], 2: [3, 1, 2, 5], 3: [5, 3, 2, 1]}
 
@@ -112,7 +112,8 @@ def test_networks_are_scored_in_evaluation_mode_and_given_back_as_they_were(log)
     assert full.equals(user_metrics(ByNumber(), batches(log), log=log))
     sampled = user_metrics(model, batches(log), negatives=torch.tensor([[5], [4], [4]]))
     assert sampled.equals(user_metrics(ByNumber(), batches(log), negatives=torch.tensor([[5], [4], [4]])))
-    assert mean_head_overlap(model, batches(log)) == pytest.approx(1.0)
+    overlaps = head_overlap_by_user(model, batches(log))
+    assert overlaps.to_numpy() == pytest.approx(1.0) and overlaps.index.is_unique
     assert not any(any(modes) for modes in model.seen) and model.modes() == before
     failing = Random(KeyError("broken"))
     with pytest.raises(KeyError, match="broken"):
@@ -132,4 +133,5 @@ def test_head_overlap_averages_blocks_and_users(log):
             return [own, other]
 
     for size in (1, 3):
-        assert mean_head_overlap(TwoBlocks(), batches(log, batch_size=size)) == pytest.approx(0.5)
+        overlaps = head_overlap_by_user(TwoBlocks(), batches(log, batch_size=size))
+        assert overlaps.mean() == pytest.approx(0.5)

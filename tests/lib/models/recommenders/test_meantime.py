@@ -439,3 +439,44 @@ def test_missing_timestamps_are_named_and_not_needed_without_relative_kernels():
     with pytest.raises(ValueError, match="timestamps must have the shape of tokens.*got nothing"):
         small()(batch)
     assert small("p", "")(batch).shape == (3, 9, 21)
+
+
+# --- one table for all heads ---
+
+
+def test_heads_that_read_one_table_are_heads_with_equal_tables():
+    """Four equal tables compute what one shared table does; four different ones do not."""
+    torch.manual_seed(0)
+    shared = Meantime(
+        20, max_length=6, hidden_size=8, absolute="p-d-p-d", relative="", num_days=9, one_table=True
+    )
+    apart = Meantime(20, max_length=6, hidden_size=8, absolute="p-d-p-d", relative="", num_days=9)
+    assert len(shared.tables) == 2 and len(apart.tables) == 4
+    state = {name: value for name, value in shared.state_dict().items() if not name.startswith("tables")}
+    for head, table in enumerate([0, 1, 0, 1]):
+        state[f"tables.{head}.weight"] = shared.tables[table].weight
+    apart.load_state_dict(state)
+    shared.eval(), apart.eval()
+    tokens = torch.tensor([[0, 3, 5, 7, 21], [1, 2, 3, 4, 21]])
+    batch = {"tokens": tokens, "days": torch.tensor([[0, 1, 1, 2, 8], [0, 0, 3, 4, 5]])}
+    assert torch.allclose(shared(batch), apart(batch), atol=1e-6)
+    with torch.no_grad():
+        apart.tables[2].weight[-1].add_(100 * torch.randn(8))
+    assert not torch.allclose(shared(batch), apart(batch), atol=1e-6)
+
+
+def test_one_table_learns_from_every_head():
+    torch.manual_seed(0)
+    model = Meantime(
+        20, max_length=6, hidden_size=8, absolute="p-p", relative="", dropout=0.0, one_table=True
+    )
+    batch = {"tokens": torch.tensor([[1, 2, 3, 4, 21]])}
+    model(batch)[0, -1, 5].backward()
+    whole = model.tables[0].weight.grad.clone()
+    layer = model.blocks[0].attention.absolute[1]
+    model.zero_grad()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.absolute[1].weight.zero_()
+    model(batch)[0, -1, 5].backward()
+    assert layer.weight.abs().sum() == 0 and not torch.allclose(model.tables[0].weight.grad, whole)
