@@ -132,7 +132,8 @@ def archive_chapter(root, chapter, scale=SCALE):
     tables = [artifact for artifact in evidence.artifacts if artifact.kind == "table"]
     fields = dict(evidence) | {"artifacts": tables, "plan": "main", "runs": ran, "method": {"cell 1": "then"}}
     ArchivedEvidence(**fields).save(folder / "evidence.json")
-    planned = {"scale": scale, "seeds": [0, 1, 2], "claims": ["T1", "T2"], "written": date(2026, 11, 26)}
+    claims = [claim.id for claim in evidence.claims[:2]]
+    planned = {"scale": scale, "seeds": [0, 1, 2], "claims": claims, "written": date(2026, 11, 26)}
     plan = [
         planned | {"name": "main", "stopping": "After 10 | 20 steps."},
         planned | {"name": "later", "stopping": "When it stops.", "parameters": {"samples": 5}},
@@ -151,7 +152,8 @@ def made_up_request():
 def book(tmp_path_factory):
     """Root of the whole book, built once on made-up runs."""
     root = make_root(tmp_path_factory.mktemp("book"))
-    archive_chapter(root, "template")
+    for chapter in ("template", "meantime"):
+        archive_chapter(root, chapter)
     verdict_simulation.write(root / simulation_folder(root), claims=200)
     builder.build(root, SCALE, environ={}, resolve=request)
     return root

@@ -18,6 +18,7 @@ from lib.ledger.schema import load_ledger
 from lib.runs import archive as archive_module
 from lib.runs.archive import archive, complete_run
 from lib.runs.parameters import RequestError
+from lib.runs.sweep import planned_grids
 from tests.lib.runs.conftest import PLAN, commit, git
 
 SEEDS = [11, 12, 13, 14]
@@ -363,6 +364,16 @@ def test_a_request_that_could_not_be_archived_does_not_start(made):
     plan.write_text(PLAN.replace("scale: long", "scale: paper"))
     assert "plan.yml plans no run at scale long" in refused_by_batch()
     plan.write_text(PLAN)
+
+
+def test_a_plan_fans_out_by_seed_and_the_books_scale_does_not(root):
+    (long,) = planned_grids("planned", "long", root)
+    assert long == {"chapter": "planned", "scale": "long", "grid": {"gain": [0.2], "seeds": SEEDS}}
+    (book,) = planned_grids("planned", "book", root)
+    assert book["grid"] == {"seeds": [[0, 1, 2]]}
+    shutil.rmtree(root / ".git")
+    with pytest.raises(RequestError, match="could not be archived: this is no git checkout"):
+        planned_grids("planned", "long", root)
 
 
 def test_the_command_line_refuses_in_one_line(made, request_run):
