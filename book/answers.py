@@ -26,7 +26,7 @@ def answer(text: str, standings: Sequence[Standing], counted: str) -> str:
 
     def shown(claim_id: str, verdict: str) -> str:
         """A badge that leads to where the claim is measured."""
-        return f"[{badge_markdown(verdict)}](#{by_claim[claim_id].here.anchor})"
+        return badge_markdown(f"[{verdict}](#{by_claim[claim_id].here.anchor})", verdict)
 
     verdicts = {name: one.claim.verdict for name, one in by_claim.items()}
     # The schema lets no other braces into the text than those of references.
@@ -46,4 +46,4 @@ def answers_markdown(answers: Mapping[str, str], titles: Mapping[str, str]) -> s
     items = [
         f"**[{plain(titles[chapter])}](../notebooks/{chapter})**: {text}" for chapter, text in answers.items()
     ]
-    return "\n".join(f"- {item.replace(chr(10), chr(10) + '  ')}" for item in items) + "\n"
+    return "\n\n".join(f"- {item.replace(chr(10), chr(10) + '  ')}" for item in items) + "\n"

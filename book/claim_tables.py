@@ -70,6 +70,6 @@ def plain(text: str) -> str:
     return sub(r"([\\`*_{}\[\]$|#~^@<>])", r"\\\1", " ".join(unescape(text).split()))
 
 
-def badge_markdown(verdict: str) -> str:
-    """A verdict's badge in Markdown."""
-    return f"[{verdict}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"
+def badge_markdown(text: str, verdict: str) -> str:
+    """Text, the verdict's word or a link of it, as the verdict's badge in Markdown."""
+    return f"[{text}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"

@@ -242,7 +242,7 @@ def summary_markdown(claims: pd.DataFrame, titles: Mapping[str, str]) -> str:
     def shown(table: pd.DataFrame) -> list[str]:
         """The verdicts that occur, or the table would be wider than the page."""
         table = table.loc[:, table.sum() > 0]
-        words = [badge_markdown(verdict) for verdict in table]
+        words = [badge_markdown(verdict, verdict) for verdict in table]
         lines = ["| paper | " + " | ".join(words) + " |", "|---" * (len(words) + 1) + "|"]
         return lines + [
             f"| {names[chapter]} | " + " | ".join(str(count) if count else "–" for count in row) + " |"

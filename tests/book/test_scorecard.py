@@ -234,8 +234,8 @@ def test_an_answer_has_todays_verdicts_and_what_they_rest_on(evidence):
     verdict = {claim.id: claim.verdict for claim in evidence.claims}["T1"]
     day = f"{evidence.provenance.ended + timedelta(days=3):%Y-%m-%d}"
     assert text == (
-        r"Not \*decided\* yet: short [[contradicted]{.verdict .verdict-contradicted}](#template-t2) and "
-        f"[[{verdict}]{{.verdict .verdict-{verdict}}}](#template-t1).\n\n"
+        r"Not \*decided\* yet: short [[contradicted](#template-t2)]{.verdict .verdict-contradicted} and "
+        f"[[{verdict}](#template-t1)]{{.verdict .verdict-{verdict}}}.\n\n"
         f"[What the paper says: 1 holds; strongest evidence: scale long, {day}.]{{.fine}}"
     )
     assert answer("", told, "1 holds").startswith("[What the paper says: 1 holds;")
@@ -250,6 +250,6 @@ def test_an_answer_says_how_many_references_have_not_learned(varied):
 def test_the_front_page_has_one_item_per_paper():
     text = answers_markdown({"a": "Yes.\n\n[facts]{.fine}", "b": "No."}, {"a": "A (2018)", "b": "B_b (2020)"})
     assert text == (
-        "- **[A (2018)](../notebooks/a)**: Yes.\n  \n  [facts]{.fine}\n"
+        "- **[A (2018)](../notebooks/a)**: Yes.\n  \n  [facts]{.fine}\n\n"
         r"- **[B\_b (2020)](../notebooks/b)**: No." + "\n"
     )
