@@ -166,14 +166,14 @@ def test_every_claim_has_its_place(chapter):
             assert f"{chapter}-{claim.id.lower()}" in labels, f"no section is labelled for {claim.id}"
 
 
-def sections(chapter: str) -> list[tuple[list[str], list[nbformat.NotebookNode]]]:
-    """The chapter from heading to heading: labels above the heading, and the code cells below it."""
+def sections(cells: list[nbformat.NotebookNode]) -> list[tuple[list[str], list[nbformat.NotebookNode]]]:
+    """A chapter from heading to heading: labels above the heading, and the code cells below it."""
     found, labels = [([], [])], []
-    for cell in read_chapter(chapter).cells:
+    for cell in cells:
         if cell.cell_type == "code":
             found[-1][1].append(cell)
             continue
-        for line in cell.source.splitlines():
+        for line in re.sub(r"^```.*?^```", "", cell.source, flags=re.MULTILINE | re.DOTALL).splitlines():
             if label := re.fullmatch(r"\((.+)\)=", line):
                 labels.append(label[1])
             elif re.match(r"#{1,6} ", line):
@@ -182,14 +182,36 @@ def sections(chapter: str) -> list[tuple[list[str], list[nbformat.NotebookNode]]
     return found
 
 
-@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS) - {"meantime"}))
+def misplaced(cells: list[nbformat.NotebookNode], chapter: str, claims: list[str]) -> list[str]:
+    """Claims whose label does not lead to a section that judges them."""
+    place = {label: below for labels, below in sections(cells) for label in labels}
+    wrong = []
+    for claim in claims:
+        there = "\n".join(cell.source for cell in place.get(f"{chapter}-{claim.lower()}", []))
+        if f'"{claim}"' not in there or "record.judge(" not in there:
+            wrong.append(claim)
+    return wrong
+
+
+@every_chapter
 def test_a_claim_leads_to_the_section_that_judges_it(chapter):
     """A reader who follows a claim's link finds its measurement below that heading, before the next one."""
-    place = {label: cells for labels, cells in sections(chapter) for label in labels}
-    for claim in load_ledger(chapter).claims:
-        if claim.entry("book").tested:
-            there = "\n".join(cell.source for cell in place[f"{chapter}-{claim.id.lower()}"])
-            assert f'"{claim.id}"' in there and "record.judge(" in there, claim.id
+    tested = [claim.id for claim in load_ledger(chapter).claims if claim.entry("book").tested]
+    assert misplaced(read_chapter(chapter).cells, chapter, tested) == []
+
+
+def test_a_claim_that_is_judged_elsewhere_would_be_seen():
+    prose, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    cells = [
+        prose("(x-c1)=\n(x-c2)=\n### One"),
+        code('record.judge("C1", measured)'),
+        prose("```bash\n# no heading\n```"),
+        code('counted = {"C2": 1}'),
+        prose("C2 was seen.\n\n(x-c3)=\n### Two"),
+        code('record.judge("C3", measured)\nrecord.judge("C4", measured)'),
+        prose("(x-c4)=\n### Three"),
+    ]
+    assert misplaced(cells, "x", ["C1", "C2", "C3", "C4", "C5"]) == ["C4", "C5"]
 
 
 def tables_shown(cells: list[nbformat.NotebookNode]) -> list[str]:
