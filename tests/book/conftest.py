@@ -5,6 +5,7 @@ import shutil
 import sys
 from datetime import date
 from pathlib import Path
+from zlib import crc32
 
 import matplotlib
 
@@ -39,10 +40,20 @@ def made_up(claim, rng):
     """Three replicates per arm that a rule accepts; what they say does not matter here."""
     if claim.kind == "arithmetic":
         return {n.name: n.value if n.between is None else sum(n.between) / 2 for n in claim.paper}
+    if claim.unit:  # per unit, and the same in every claim that reads them
+        return {
+            metric: {arm: per_unit(f"{metric}, {arm}") for arm in arms}
+            for metric, arms in claim.arms(floor=True).items()
+        }
     return {
         metric: {arm: list(rng.normal(1 - 0.1 * place, 0.02, 3)) for place, arm in enumerate(arms)}
         for metric, arms in claim.arms(floor=True).items()
     }
+
+
+def per_unit(name):
+    """Three replicates, five units: (3, 5)."""
+    return np.random.default_rng(crc32(name.encode())).normal(1, 0.02, (3, 5))
 
 
 def run_chapter(root, chapter, scale=SCALE):
