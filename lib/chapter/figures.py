@@ -123,7 +123,9 @@ def arms_figure(
     reference: dict[str, float] | None = None,
     reference_label: str = "chance",
 ) -> Figure:
-    """Draw each arm's seeds as points and their mean with its Student-t interval, one panel a metric.
+    """Draw each arm's seeds as points and their mean with its Student-t interval, a panel a metric.
+
+    The panels stand one below the other, so that a phone can show them.
 
     Parameters
     ----------
@@ -142,13 +144,9 @@ def arms_figure(
     arms = list(dict.fromkeys(frame[arm]))
     colours, markers, _ = arm_styles(arms)
     figure, axes = plt.subplots(
-        1,
-        len(metrics),
-        figsize=(max(5.0, 3.6 * len(metrics)), 0.9 + 0.42 * len(arms)),
-        sharey=True,
-        squeeze=False,
+        len(metrics), 1, figsize=(7, len(metrics) * (0.8 + 0.36 * len(arms))), squeeze=False
     )
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    for axis, metric in zip(axes[:, 0], metrics, strict=True):
         for row, label in enumerate(arms):
             values = frame.loc[frame[arm] == label, metric].dropna().to_numpy()
             axis.plot(values, np.full(len(values), row + 0.18), ".", color="#777777", markersize=5)
@@ -163,9 +161,8 @@ def arms_figure(
         if reference and metric in reference:
             axis.axvline(reference[metric], color="#555555", linestyle=":", label=reference_label)
             axis.legend(loc="best", fontsize="small")
-        axis.set(xlabel=metric)
+        axis.set(xlabel=metric, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
         axis.grid(axis="y", visible=False)
-    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     return figure
 
 

@@ -6,18 +6,20 @@ is none, this run's own. All of it is drawn from evidence, so a page is made aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
 
 from lib.chapter.figures import arms_figure
+from lib.ledger.archive import Piece, strongest
 from lib.ledger.evidence import ClaimEvidence
+from lib.ledger.schema import SCALES
+from lib.ledger.verdicts import Effect
 from lib.ledger.wording import format_interval
-
-Strongest = Mapping[str, ClaimEvidence]
 
 
 def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
@@ -52,7 +54,8 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
 def found_figure(claim: ClaimEvidence) -> Figure:
     """The arms of one claim on every metric of its rule: seeds as points, means with intervals, the floor."""
     frames, floor = [], {}
-    for metric, arms in claim.measured.items():
+    ruled = dict.fromkeys(effect.label.partition(": ")[0] for effect in claim.effects)
+    for metric, arms in ((metric, claim.measured[metric]) for metric in ruled):
         for arm, summary in arms.items():
             if claim.floor and arm == claim.floor.arm:
                 floor[metric] = summary.mean
@@ -61,33 +64,85 @@ def found_figure(claim: ClaimEvidence) -> Figure:
                 frames.append(pd.DataFrame({"arm": arm, "seed": range(len(values)), metric: values}))
     frame = pd.concat(frames).groupby(["arm", "seed"], sort=False).first().reset_index()
     label = claim.floor.arm if claim.floor else ""
-    return arms_figure(frame, list(claim.measured), reference=floor, reference_label=label)
+    return arms_figure(frame, list(ruled), reference=floor, reference_label=label)
 
 
-def numbers(strongest: Strongest) -> dict[str, float | str]:
-    """What a text may quote: ``C4`` the verdict, ``C4-effect`` what decided, ``NDCG@10-BERT4Rec`` a mean.
+def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict[str, float | int | str]:
+    """What a chapter's text may quote of the strongest evidence, by name.
 
-    The number of replicates is ``replicates``.
+    Parameters
+    ----------
+    claims : iterable of ClaimEvidence
+        The strongest of each claim.
+    piece : Piece, optional
+        The archived run that most of it comes from.
+
+    Returns
+    -------
+    dict
+        ``C4`` is the verdict of claim C4, ``C4-effect`` the quantity that decided with its interval,
+        ``C4-NDCG@10 MEANTIME − SASRec`` that of one inequality of its rule, ``C4-smallest`` the smallest
+        effect that the design finds four times in five, ``NDCG@10-SASRec`` an arm's mean. Of the run:
+        ``scale``, ``date``, ``seeds`` and ``core-hours``.
     """
-    found: dict[str, float | str] = {}
-    for claim in strongest.values():
+    found: dict[str, float | int | str] = {}
+    for claim in claims:
         found[claim.id] = claim.verdict
-        effect = claim.interval
-        if effect is None:
-            continue
-        found[f"{claim.id}-effect"] = format_interval(
-            effect.quantity, effect.quantity_low, effect.quantity_high
-        )
-        found["replicates"] = effect.replicates
-        for one in claim.effects:
-            quantity = format_interval(one.quantity, one.quantity_low, one.quantity_high)
-            found[f"{claim.id}-{one.label}"] = quantity
-        for metric, arms in claim.measured.items():
-            for arm, summary in arms.items():
-                found[f"{metric}-{arm}"] = summary.mean
+        for effect in claim.effects:
+            found[f"{claim.id}-{effect.label.replace(': ', ' ')}"] = _quantity(effect)
+        if claim.interval is not None:
+            found[f"{claim.id}-effect"] = _quantity(claim.interval)
+            if claim.interval.smallest is not None:
+                found[f"{claim.id}-smallest"] = claim.interval.smallest
+            for metric, arms in claim.measured.items():
+                found |= {f"{metric}-{arm}": summary.mean for arm, summary in arms.items()}
+    if piece is not None:
+        found |= {"scale": piece.scale, "date": f"{piece.ended:%Y-%m-%d}", "seeds": len(piece.seeds)}
+        found["core-hours"] = piece.core_hours
     return found
 
 
-def strongest_of(chapter: str, root: Path, own: Strongest) -> dict[str, ClaimEvidence]:
-    """The strongest evidence of each claim; this run's `own` where nothing is archived."""
-    return dict(own)
+def _quantity(effect: Effect) -> str:
+    return format_interval(effect.quantity, effect.quantity_low, effect.quantity_high, effect.unit)
+
+
+def glued(chapter: str, found: Mapping[str, float | int | str]) -> list[NotebookNode]:
+    """Outputs that let a text quote each number as ``{glue:text}`<chapter>-found-<name>` ``."""
+    prefix = "application/papermill.record/"  # where MyST-NB's glue keeps what is not displayed
+    return [
+        new_output(
+            "display_data",
+            data={f"{prefix}text/plain": repr(value)},
+            metadata={"scrapbook": {"name": f"{chapter}-found-{name}", "mime_prefix": prefix}},
+        )
+        for name, value in found.items()
+    ]
+
+
+def largest(archive: Iterable[Piece]) -> Piece | None:
+    """The archived run of the largest scale, of one scale the latest."""
+    return max(archive, key=lambda piece: (SCALES.index(piece.scale), piece.ended), default=None)
+
+
+def strongest_of(
+    own: Mapping[str, ClaimEvidence], scale: str, archive: Sequence[Piece]
+) -> dict[str, ClaimEvidence]:
+    """The strongest evidence of each claim, while a chapter runs.
+
+    Parameters
+    ----------
+    own : mapping
+        What this run has judged so far, by claim.
+    scale : str
+        Its scale.
+    archive : sequence of Piece
+        What the archive holds of the chapter.
+    """
+    found = dict(own)
+    for claim in dict.fromkeys(c.id for piece in archive for c in piece.evidence.claims):
+        piece = strongest(claim, archive)
+        if piece is not None and (
+            claim not in own or SCALES.index(piece.scale) > SCALES.index(scale) or not own[claim].effects
+        ):
+            found[claim] = piece.claim(claim)
+    return found

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from lib.chapter import figures, findings, per_unit, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, write_atomically
+from lib.ledger.archive import Piece, archived
 from lib.ledger.evidence import (
     Artifact,
     ChapterRecord,
@@ -233,8 +235,8 @@ class Record:
         import matplotlib.pyplot as plt
 
         files = self._artifact(name, "figure", (f"figures/{name}.png", f"figures/{name}.svg"))
+        png = figures.shown(fig)  # first: each drawing moves the panels by a hair
         figures.save(fig, files[0], files[1])
-        png = figures.shown(fig)
         if drawing := figures.redrawable(fig, png):
             write_atomically(files[0].with_suffix(".json"), drawing)
         shown = ShownFigure(png, f"figure {name}")
@@ -275,7 +277,7 @@ class Record:
         The text quotes ``{glue:text}`<chapter>-found-C4` `` (see `lib.chapter.findings.numbers`).
         """
         strongest = self._strongest()
-        for name, value in findings.numbers(strongest).items():
+        for name, value in findings.numbers(strongest.values(), findings.largest(self._archive)).items():
             self._glue(f"found-{name}", value)
         figure = findings.findings_figure(strongest[claim] for claim in claim_ids if claim in strongest)
         return self._shown(figure, f"findings {' '.join(claim_ids)}")
@@ -285,7 +287,11 @@ class Record:
         return self._shown(findings.found_figure(self._strongest()[claim_id]), f"found {claim_id}")
 
     def _strongest(self) -> dict[str, ClaimEvidence]:
-        return findings.strongest_of(self.chapter, self.root, self._claims)
+        return findings.strongest_of(self._claims, self.scale, self._archive)
+
+    @cached_property
+    def _archive(self) -> tuple[Piece, ...]:
+        return archived(self.chapter, self.root)
 
     @staticmethod
     def _shown(fig: Figure, shows: str) -> ShownFigure:

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import nbformat
 from nbformat import NotebookNode
 
-from lib.chapter import figures, tables
+from lib.chapter import figures, findings, tables
 from lib.files import write_atomically
 from lib.ledger.archive import Piece
 from lib.ledger.evidence import Evidence
@@ -99,6 +99,8 @@ class _Page:
         self.request, self.ledger, self.evidence = request, ledger, evidence
         self.folder, self.made, self.files = folder, made, files
         self.claims = {claim.id: claim for claim in evidence.claims}
+        self.strongest = {claim: one.claim for claim, one in standing.items()}
+        self.largest = findings.largest(archive)
         self.parts: dict[str, Callable[..., tables.Html]] = {
             "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale),
             "verdicts": lambda: tables.verdict_table(evidence.claims, standing),
@@ -124,10 +126,21 @@ class _Page:
             )
         for cell, before in zip(there, ran, strict=True):
             cell.execution_count = before.execution_count
-            cell.outputs = [self._shown(output) for output in before.outputs]
+            cell.outputs = [self._shown(output) for output in self._found_anew(before.outputs)]
         place = next(n for n, cell in enumerate(page.cells) if "parameters" in cell.metadata.get("tags", []))
         page.cells[place + 1 : place + 1] = injected
         return page
+
+    def _found_anew(self, outputs: list[NotebookNode]) -> list[NotebookNode]:
+        """Where a cell quotes the strongest evidence, what it quotes is that of today."""
+        prefix = f"{self.request.chapter}-found-"
+        names = [output.get("metadata", {}).get("scrapbook", {}).get("name", "") for output in outputs]
+        marks = [output.get("metadata", {}).get(tables.MARK, {}).get("shows", "") for output in outputs]
+        if not any(mark.startswith("findings") for mark in marks):
+            return outputs
+        kept = [one for one, name in zip(outputs, names, strict=True) if not name.startswith(prefix)]
+        found = findings.numbers(self.strongest.values(), self.largest)
+        return [*findings.glued(self.request.chapter, found), *kept]
 
     def _shown(self, output: NotebookNode) -> NotebookNode:
         """An output as today's code makes it, if the record made it; else as it was."""
@@ -136,11 +149,22 @@ class _Page:
             return output
         kind, *names = mark["shows"].split()
         output = copy.deepcopy(output)
-        if kind == "figure":
+        if kind in ("findings", "found"):
+            output.data["image/png"] = self._picture(kind, names)
+        elif kind == "figure":
             output.data["image/png"] = self._figure(*names) or output.data["image/png"]
         else:
             output.data["text/html"] = str(self.parts[kind](*names))
         return output
+
+    def _picture(self, kind: str, names: list[str]) -> str:
+        """A figure of the strongest evidence."""
+        figures.use_style()
+        claims = [self.strongest[name] for name in names]
+        figure = findings.findings_figure(claims) if kind == "findings" else findings.found_figure(*claims)
+        picture = figures.shown(figure)
+        plt.close(figure)
+        return picture
 
     def _figure(self, name: str) -> str | None:
         """Draw a figure again in today's style, if its data were kept: its picture."""
@@ -150,8 +174,8 @@ class _Page:
         figures.use_style()
         figure = figures.redraw(drawing.read_text(encoding="utf-8"))
         paths = [self._made(f"figures/{name}{suffix}") for suffix in (".png", ".svg")]
-        figures.save(figure, *paths)
         picture = figures.shown(figure)
+        figures.save(figure, *paths)
         plt.close(figure)
         return picture
 

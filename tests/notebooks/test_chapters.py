@@ -38,7 +38,6 @@ STILL_CLAIMS_FIRST = (
     "oneshot_compression",
     "precision_highway",
     "profit",
-    "template",
     "value_aware",
 )
 CELLS = range(15, 31)
