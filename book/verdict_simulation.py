@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.special import ndtri
 
 from lib.chapter.figures import arm_styles, use_style
-from lib.ledger.intervals import decide
+from lib.ledger.intervals import decide, unit_covariance
 
 CLAIMS = 10_000
 REPLICATES = tuple(range(3, 11))
@@ -129,6 +129,48 @@ def limits(claims: int = CLAIMS, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case", "seeds", "false_verdicts"])
 
 
+def _taste(rng: np.random.Generator, claims: int, seeds: int, units: int) -> np.ndarray:
+    """Differences of NDCG@10: each user is served better by one arm or the other, on average by neither."""
+    better = rng.integers(0, 2, size=(claims, 1, units))
+    chance = np.stack([0.3 + 0.2 * better, 0.5 - 0.2 * better])  # that an arm ranks the item in the first ten
+    ranks = rng.integers(1, 11, size=(2, claims, seeds, units))
+    gain = (rng.random(ranks.shape) < chance) / np.log2(1 + ranks)
+    return gain[0] - gain[1]
+
+
+def _normal(by_seed: float, by_unit: float, both: float) -> Callable[..., np.ndarray]:
+    def draw(rng: np.random.Generator, claims: int, seeds: int, units: int) -> np.ndarray:
+        effect = by_seed * rng.normal(size=(claims, seeds, 1)) + by_unit * rng.normal(size=(claims, 1, units))
+        return effect + both * rng.normal(size=(claims, seeds, units))
+
+    return draw
+
+
+CROSSED: dict[str, tuple[Callable[..., np.ndarray], int, int]] = {
+    "NDCG@10 of users whom one arm or the other serves better": (_taste, 8, 100),
+    "seeds and users matter alike": (_normal(0.1, 1.0, 1.0), 8, 100),
+    "users matter, seeds hardly": (_normal(0.0, 1.0, 0.3), 4, 100),
+    "24 crops, four seeds": (_normal(0.0, 1.0, 1.0), 4, 24),
+    "seeds matter, users not": (_normal(0.3, 0.0, 1.0), 4, 50),
+}
+"""Claims without effect that are measured on the same units with every seed: draw, seeds, units."""
+
+
+def crossed(claims: int = CLAIMS, seed: int = 0) -> pd.DataFrame:
+    """Share of false verdicts where all seeds share their test units: over seeds alone, and over both."""
+    rows = []
+    for index, (case, (draw, seeds, units)) in enumerate(CROSSED.items()):
+        values = draw(np.random.default_rng((seed, index)), claims, seeds, units)
+        shared = np.array([max(0.0, unit_covariance(claim[None])[0, 0]) for claim in values])[:, None]
+        means = values.mean(-1)[:, None, :]
+        alone, both = (
+            (decide(means, **more) != 0).mean() for more in ({}, {"unit_variance": shared, "units": units})
+        )
+        rows.append((case, seeds, units, alone, both, claims))
+    columns = ["case", "seeds", "units", "over_seeds_alone", "over_seeds_and_units", "claims"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def figure(wrong: pd.DataFrame, thumb: pd.DataFrame, seen: pd.DataFrame) -> Figure:
     """Left: rate of false verdicts against seeds, per setting. Right: power against effect size."""
     use_style()
@@ -150,6 +192,17 @@ def figure(wrong: pd.DataFrame, thumb: pd.DataFrame, seen: pd.DataFrame) -> Figu
     right.set_title("Something there: how often it is seen")
     right.legend(fontsize="small", loc="lower right")
     return fig
+
+
+def crossed_summary(rates: pd.DataFrame) -> str:
+    """The table of crossed designs, as MyST."""
+    lines = ["| what varies | seeds | units | over seeds alone | over seeds and units |", "|---" * 5 + "|"]
+    lines += [
+        f"| {row.case} | {row.seeds} | {row.units} | {100 * row.over_seeds_alone:.1f} % "
+        f"| {100 * row.over_seeds_and_units:.1f} % |"
+        for row in rates.itertuples()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def summary(wrong: pd.DataFrame, seen: pd.DataFrame, limit: pd.DataFrame) -> str:
@@ -180,7 +233,10 @@ def summary(wrong: pd.DataFrame, seen: pd.DataFrame, limit: pd.DataFrame) -> str
 
 
 def write(folder: Path | str, claims: int = CLAIMS) -> None:
-    """Make `folder`, whole or not at all: ``verdict_simulation.{svg,png,md,csv}``, ``verdict_power.csv``."""
+    """Make `folder`, whole or not at all.
+
+    ``verdict_simulation.{svg,png,md,csv}``, ``verdict_power.csv``, ``verdict_units.{md,csv}``.
+    """
     whole = Path(folder)
     folder = whole.with_name(f"{whole.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
@@ -193,6 +249,9 @@ def write(folder: Path | str, claims: int = CLAIMS) -> None:
     pd.concat([wrong, thumb]).to_csv(folder / "verdict_simulation.csv", index=False)
     seen.to_csv(folder / "verdict_power.csv", index=False)
     (folder / "verdict_simulation.md").write_text(summary(wrong, seen, limit), encoding="utf-8")
+    rates = crossed(min(claims, 4000))  # a table of results per unit each
+    rates.to_csv(folder / "verdict_units.csv", index=False)
+    (folder / "verdict_units.md").write_text(crossed_summary(rates), encoding="utf-8")
     shutil.rmtree(whole, ignore_errors=True)
     folder.rename(whole)
 

@@ -212,3 +212,12 @@ def test_the_smallest_effect_needs_a_spread():
     with pytest.raises(ValueError, match="a spread needs at least 2 replicates, got 1"):
         smallest_effect(np.array([1.0]))
     assert smallest_effect(np.ones(3)) == 0
+
+
+def test_the_pages_crossed_designs_give_false_verdicts_as_promised_and_the_twin_does_not():
+    rates = simulation.crossed(1500)
+    error = np.sqrt(0.05 * 0.95 / 1500)
+    assert (rates["over_seeds_and_units"] <= 0.05 + 2 * error).all()
+    where_units_matter = rates[~rates["case"].str.startswith("seeds matter")]
+    assert (where_units_matter["over_seeds_alone"] > where_units_matter["over_seeds_and_units"] + error).all()
+    assert (where_units_matter["over_seeds_alone"] > 0.06).all()
