@@ -73,14 +73,20 @@ class UnitTable:
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """By unit: a row per arm, seed and unit, a column per metric."""
-        found = {}
-        for unit, parts in self._parts.items():
-            columns: dict[str, list[pd.Series]] = {}
-            for (metric, arm), frame in parts.items():
-                wide = frame.rename_axis(index="seed", columns=unit)
-                long = wide.reset_index().melt("seed").set_index(["seed", unit])["value"]
-                columns.setdefault(metric, []).append(pd.concat({arm: long}, names=["arm"]))
-            if columns:
-                joined = {metric: pd.concat(series) for metric, series in columns.items()}
-                found[unit] = pd.DataFrame(joined).reset_index()
-        return found
+        return {unit: _long(unit, parts) for unit, parts in self._parts.items() if parts}
+
+
+def _long(unit: str, parts: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """Frames (seeds × units) by metric and arm as one long one."""
+    metrics, arms = (list(dict.fromkeys(names)) for names in zip(*parts, strict=True))
+    rows = []
+    for arm in arms:
+        there = {metric: parts[metric, arm] for metric in metrics if (metric, arm) in parts}
+        first = next(iter(there.values()))
+        seeds, units = first.index, first.columns
+        block = {"arm": arm, "seed": np.repeat(seeds, len(units)), unit: np.tile(units, len(seeds))}
+        block |= {
+            metric: frame.reindex(seeds, columns=units).to_numpy().ravel() for metric, frame in there.items()
+        }
+        rows.append(pd.DataFrame(block))
+    return pd.concat(rows, ignore_index=True)[["arm", "seed", unit, *metrics]]

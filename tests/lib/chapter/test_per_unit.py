@@ -73,4 +73,4 @@ def test_other_results_of_the_same_arm_are_refused():
 def test_arrays_are_numbered_from_zero():
     table = UnitTable()
     table.add("crop", {"SQNR": {"a": np.zeros((2, 2))}})
-    assert table.frames()["crop"]["crop"].tolist() == [0, 0, 1, 1]
+    assert table.frames()["crop"]["crop"].tolist() == [0, 1, 0, 1]
