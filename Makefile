@@ -61,7 +61,7 @@ long: $(INSTALLED)  ## the planned long runs of a chapter, a seed a run, on all 
 	@$(BIN)/snakemake sweep --config planned=$(CHAPTER) scale=long
 
 archive: $(INSTALLED)  ## keep the runs of a plan: make archive RUN="runs/long/meantime/*"
-	@$(BIN)/python -m lib.run --archive $(RUN)
+	@$(BIN)/python -m lib.run --archive $(RUN) $(ARGS)
 
 lint: $(INSTALLED)  ## style of code and of the chapters' cells, and the import rule between the rooms of lib
 	@$(BIN)/ruff check .

@@ -122,7 +122,7 @@ def machine_check(evidence: Mapping[str, Evidence], archive: Mapping[str, Sequen
 def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | None, root: Path) -> str:
     one = planned or piece
     ledger = f"book/claims/{chapter}.yml"
-    what = f"**{cell(name)}**, {one.scale}, {plural(len(one.seeds), 'seed')}"
+    what = f"**{cell(name)}**, {one.scale}, {(piece and piece.progress) or plural(len(one.seeds), 'seed')}"
     announced = f"{planned.written:%Y-%m-%d}" if planned else "no longer in the plan"
     if piece is None:
         changed = committed(root, ledger)

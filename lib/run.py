@@ -104,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         help="keep complete runs: all seeds of one planned run, from a commit that had the plan; and stop",
     )
     parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="with --archive: keep the first of the planned seeds, marked as such, while others still run",
+    )
+    parser.add_argument(
         "--check",
         type=Path,
         metavar="FOLDER",
@@ -125,10 +130,10 @@ def _given(pairs: list[tuple[str, str]], chapter: str) -> dict[str, Any]:
     return values
 
 
-def _keep(folders: list[Path]) -> int:
+def _keep(folders: list[Path], partial: bool) -> int:
     from lib.runs.archive import archive  # what judges takes seconds to import
 
-    archive(folders, say=_say)
+    archive(folders, say=_say, partial=partial)
     return 0
 
 
@@ -158,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.archive or options.check:
             if options.chapter is not None:
                 parser.error("--archive and --check take folders, and no chapter")
-            return _keep(options.archive) if options.archive else _check(options.check)
+            return _keep(options.archive, options.partial) if options.archive else _check(options.check)
         if options.chapter is None:
             parser.error(f"which chapter? ({', '.join(chapters())})")
         if options.threads < 1:

@@ -119,11 +119,6 @@ def glued(chapter: str, found: Mapping[str, float | int | str]) -> list[Notebook
     ]
 
 
-def largest(archive: Iterable[Piece]) -> Piece | None:
-    """The archived run of the largest scale, of one scale the latest."""
-    return max(archive, key=lambda piece: (SCALES.index(piece.scale), piece.ended), default=None)
-
-
 def strongest_of(
     own: Mapping[str, ClaimEvidence], scale: str, archive: Sequence[Piece]
 ) -> dict[str, ClaimEvidence]:

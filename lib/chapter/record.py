@@ -21,7 +21,7 @@ import numpy as np
 from lib.chapter import figures, findings, per_unit, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, write_atomically
-from lib.ledger.archive import Piece, archived
+from lib.ledger.archive import Piece, archived, largest
 from lib.ledger.evidence import (
     Artifact,
     ChapterRecord,
@@ -277,7 +277,7 @@ class Record:
         The text quotes ``{glue:text}`<chapter>-found-C4` `` (see `lib.chapter.findings.numbers`).
         """
         strongest = self._strongest()
-        for name, value in findings.numbers(strongest.values(), findings.largest(self._archive)).items():
+        for name, value in findings.numbers(strongest.values(), largest(self._archive)).items():
             self._glue(f"found-{name}", value)
         figure = findings.findings_figure(strongest[claim] for claim in claim_ids if claim in strongest)
         return self._shown(figure, f"findings {' '.join(claim_ids)}")

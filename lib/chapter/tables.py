@@ -146,6 +146,8 @@ def where_made(standing: Standing) -> str:
     """Scale and day of the strongest evidence, and whether the method has changed since."""
     piece = standing.piece
     text = f"scale {piece.scale}, {standing.made:%Y-%m-%d}, {escape(', '.join(piece.machines))}"
+    if piece.missing:
+        text += f' <span class="mark-younger">{piece.progress}</span>'
     if piece.changed:
         text += ' <span class="mark-younger">method changed since</span>'
     return text

@@ -126,11 +126,13 @@ class RunMade(Schema):
 class ArchivedEvidence(Evidence):
     """``evidence.json`` of the archive: as of a run, and what it was pooled from.
 
-    `plan` names the planned run; `method` is what it was measured with, part by part; `runs` are in the order
-    of their seeds. Without them it is the evidence of a single run that nobody archived.
+    `plan` names the planned run and `planned` its seeds, of which the first may be there so far; `method` is
+    what it was measured with, part by part; `runs` are in the order of their seeds. Without them it is the
+    evidence of a single run that nobody archived.
     """
 
     plan: str = ""
+    planned: tuple[int, ...] = ()
     method: dict[str, str] = Field(default_factory=dict)
     runs: tuple[RunMade, ...] = ()
 
@@ -181,6 +183,17 @@ class Piece:
     def seeds(self) -> tuple[int, ...]:
         """All seeds, in the order of the measurements."""
         return tuple(self.evidence.parameters.get("seeds", ()))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Planned seeds that are still to run."""
+        return tuple(seed for seed in self.evidence.planned if seed not in self.seeds)
+
+    @property
+    def progress(self) -> str:
+        """``6 of 8 planned seeds so far``; empty if none is missing."""
+        planned = len(self.evidence.planned)
+        return f"{planned - len(self.missing)} of {planned} planned seeds so far" if self.missing else ""
 
     @property
     def ended(self) -> datetime:
@@ -286,8 +299,16 @@ def strongest(claim_id: str, pieces: Iterable[Piece]) -> Piece | None:
 
     Verdicts have no part in it: paper goes before long before book, whatever they say.
     """
-    able = [piece for piece in pieces if piece.tests(claim_id)]
-    return max(able, key=lambda piece: (SCALES.index(piece.scale), piece.ended), default=None)
+    return largest(piece for piece in pieces if piece.tests(claim_id))
+
+
+def largest(pieces: Iterable[Piece]) -> Piece | None:
+    """The piece of the largest scale; of one scale the latest, of one day that with most seeds."""
+
+    def rank(piece: Piece) -> tuple[int, datetime, int]:
+        return SCALES.index(piece.scale), piece.ended, len(piece.seeds)
+
+    return max(pieces, key=rank, default=None)
 
 
 # --- the check of a machine --------------------------------------------------------------------------------

@@ -155,8 +155,8 @@ def _used(run: CompleteRun) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("seeds", "scale")}
 
 
-def plan_of(runs: Sequence[CompleteRun], root: Path) -> PlannedRun:
-    """The planned run that these runs are.
+def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -> PlannedRun:
+    """The planned run that these runs are: all of its seeds or, if `partial`, the first of them.
 
     Raises
     ------
@@ -182,8 +182,11 @@ def plan_of(runs: Sequence[CompleteRun], root: Path) -> PlannedRun:
     one = max(asked, key=lambda one: len(set(one.seeds) & set(seeds)))
     if unplanned := [seed for seed in seeds if seed not in one.seeds]:
         raise RequestError(f"seed {unplanned[0]} is not planned by {one.name!r}")
-    if missing := [seed for seed in one.seeds if seed not in seeds]:
+    missing = [seed for seed in one.seeds if seed not in seeds]
+    if missing and not partial:
         raise RequestError(f"seed {missing[0]} of the planned run {one.name!r} is missing")
+    if missing and missing != list(one.seeds[-len(missing) :]):
+        raise RequestError(f"seed {missing[0]} comes before others in the plan: partial are the first seeds")
     for run in runs:
         commit = run.evidence.provenance.commit
         if one not in read_plan(_git(root, "show", f"{commit}:{plan_file(chapter)}") or "[]", commit[:10]):
@@ -197,7 +200,13 @@ def plan_of(runs: Sequence[CompleteRun], root: Path) -> PlannedRun:
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def archive(folders: Sequence[Path], root: Path | None = None, say: Callable[[str], None] = print) -> Path:
+def archive(
+    folders: Sequence[Path],
+    root: Path | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    partial: bool = False,
+) -> Path:
     """Keep the complete runs of one planned experiment.
 
     Parameters
@@ -208,6 +217,8 @@ def archive(folders: Sequence[Path], root: Path | None = None, say: Callable[[st
         The repository.
     say : callable
         Prints one line.
+    partial : bool
+        Keep the first of the planned seeds, marked as such everywhere; all of them replace it later.
 
     Returns
     -------
@@ -224,8 +235,9 @@ def archive(folders: Sequence[Path], root: Path | None = None, say: Callable[[st
     runs = [complete_run(folder.resolve()) for folder in dict.fromkeys(folders)]
     try:
         ledger = load_ledger(runs[0].evidence.chapter, root)
-        one = plan_of(runs, root)
+        one = plan_of(runs, root, partial=partial)
         evidence, tables = pool(runs, ledger, one.name)
+        evidence = evidence.model_copy(update={"planned": one.seeds})
         piece = Piece.of(evidence, ledger)
         earlier = archived(evidence.chapter, root)
     except RequestError:
@@ -233,7 +245,8 @@ def archive(folders: Sequence[Path], root: Path | None = None, say: Callable[[st
     except ValueError as error:
         raise RequestError(str(error)) from None
     for before in earlier:
-        if before.evidence.plan == one.name and before.scale == one.scale:
+        same = before.evidence.plan == one.name and before.scale == one.scale
+        if same and not set(before.seeds) < set(piece.seeds):
             raise RequestError(f"the planned run {one.name!r} is archived already: {before.folder}")
     content = (piece.evidence.model_dump_json(indent=1) + "\n").encode()
     size = len(content) + sum(map(len, tables.values()))
@@ -241,11 +254,12 @@ def archive(folders: Sequence[Path], root: Path | None = None, say: Callable[[st
         raise RequestError(f"{size / 1e6:.0f} MB: an archive holds at most {LARGEST / 1e6:.0f} MB")
     name = f"{one.scale}-{piece.ended:%Y-%m-%d}"
     place = root / "book" / "archive" / evidence.chapter / name
-    if place.exists():  # of another plan, on the same day
-        place = place.with_name(f"{name}-{one.name}")
+    if place.exists():  # of another plan, or of fewer seeds, on the same day
+        place = place.with_name(f"{name}-{one.name}-{len(piece.seeds)}")
     _write(place, tables | {"evidence.json": content})
     say(
-        f"[{evidence.chapter}] {plural(len(runs), 'run')}, {piece.core_hours:.2f} core-hours · {shown(place)}"
+        f"[{evidence.chapter}] {plural(len(runs), 'run')}, {piece.core_hours:.2f} core-hours"
+        f"{piece.progress and f', {piece.progress}'} · {shown(place)}"
     )
     for claim in piece.evidence.claims:
         say(f"[{evidence.chapter}]   {claim.id}: {claim.verdict}{' (planned)' * (claim.id in one.claims)}")

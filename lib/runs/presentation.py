@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 
 from lib.chapter import figures, findings, tables
 from lib.files import write_atomically
-from lib.ledger.archive import Piece
+from lib.ledger.archive import Piece, largest
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import Ledger, load_ledger
 from lib.ledger.standing import standings
@@ -100,7 +100,7 @@ class _Page:
         self.folder, self.made, self.files = folder, made, files
         self.claims = {claim.id: claim for claim in evidence.claims}
         self.strongest = {claim: one.claim for claim, one in standing.items()}
-        self.largest = findings.largest(archive)
+        self.largest = largest(archive)
         self.parts: dict[str, Callable[..., tables.Html]] = {
             "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale),
             "verdicts": lambda: tables.verdict_table(evidence.claims, standing),

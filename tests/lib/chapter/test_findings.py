@@ -133,7 +133,7 @@ class FakePiece(SimpleNamespace):
 
 def archive(scale: str, **judged: ClaimEvidence) -> FakePiece:
     claims = SimpleNamespace(claims=[evidence(name) for name in judged])
-    return FakePiece(scale=scale, ended=0, judged=judged, evidence=claims)
+    return FakePiece(scale=scale, ended=0, seeds=(), judged=judged, evidence=claims)
 
 
 def test_a_larger_scale_speaks_whatever_it_says():

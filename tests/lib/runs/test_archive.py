@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.ledger.archive import archived
+from lib.ledger.archive import archived, strongest
 from lib.ledger.evidence import Evidence
 from lib.ledger.pooling import pool
 from lib.ledger.schema import load_ledger
@@ -211,6 +211,22 @@ def test_seeds_are_the_plans(made, copies, root):
     for file in ("evidence.json", "parameters.json"):
         edit(copies[3], file, parameters__seeds=[15])
     assert "seed 15 is not planned by 'main'" in refused(copies, root)
+
+
+def test_the_first_seeds_of_a_plan_are_kept_as_such_and_all_of_them_later(copies, root):
+    assert "seed 11 comes before others in the plan" in refused(copies[1:], root, partial=True)
+    said = []
+    archive(copies[:3], root, said.append, partial=True)
+    (piece,) = archived("planned", root)
+    assert piece.missing == (14,) and piece.progress == "3 of 4 planned seeds so far"
+    assert "3 of 4 planned seeds so far" in said[0] and piece.claim("C1").interval.replicates == 3
+    assert "archived already" in refused(copies[:3], root, partial=True)
+    assert "archived already" in refused(copies[:2], root, partial=True)
+    archive(copies, root, said.append)
+    both = archived("planned", root)
+    assert {one.missing for one in both} == {(14,), ()}
+    whole = strongest("C1", both)
+    assert whole.missing == () and whole.progress == ""
 
 
 def test_runs_that_differ_in_more_than_seeds_do_not_pool(copies, root):
