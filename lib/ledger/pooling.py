@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -275,7 +276,8 @@ def units_of(
     Raises
     ------
     ValueError
-        A table, a column, an arm or a seed is missing; or a mean over units is not what the claim has.
+        The table cannot be read; a table, a column, an arm or a seed is missing; or a mean over units is not
+        what the claim has.
     """
     found = {}
     for metric, spread in measurement.units.items():
@@ -283,11 +285,16 @@ def units_of(
         where = f"{measurement.claim}: {name}"
         if name not in tables:
             raise ValueError(f"{where} is not there, from which the {spread.unit}s' part is computed")
-        frame = _frame(tables[name])
-        if metric not in frame:
-            raise ValueError(f"{where} has no column {metric!r}")
+        try:
+            frame = _frame(tables[name])
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise ValueError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+        if missing := [column for column in ("arm", "seed", spread.unit, metric) if column not in frame]:
+            raise ValueError(f"{where} has no column {missing[0]!r}")
         values = {}
         for arm in spread.arms:
+            if arm not in measurement.measured.get(metric, {}):
+                raise ValueError(f"{measurement.claim}: {metric} of {arm} has a spread and no measurement")
             rows = frame[frame["arm"] == arm].set_index(["seed", spread.unit])[metric]
             if not rows.index.is_unique:
                 raise ValueError(f"{where} has a {spread.unit} of {arm} twice")

@@ -7,7 +7,7 @@ from the results per unit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,9 @@ def check(folder: Path, root: Path | None = None, say: Callable[[str], None] = p
     Returns
     -------
     bool
-        Whether it is whole, and every verdict in it is what its numbers give.
+        Whether it is whole, and no verdict in it is another than its numbers give. A verdict by another rule
+        than today's, or on a claim that today's ledger does not have or cannot judge, is not compared; a line
+        says so.
     """
     name = shown(folder)
     try:
@@ -54,15 +56,40 @@ def check(folder: Path, root: Path | None = None, say: Callable[[str], None] = p
         our = f"{best.claim(claim.id).verdict} ({Path(best.folder).name})" if best else "–"
         mark = "  rule changed since" if claim.rule_is_younger else ""
         say(f"{claim.id:7}{stated.get(claim.id, '–'):21}{claim.verdict:21}{our}{mark}")
-    problems = _problems(sent, piece, stated, folder)
+    aside = _not_compared(piece, stated)
+    for why in dict.fromkeys(aside.values()):
+        say(f"{name}: not compared: {', '.join(claim for claim in aside if aside[claim] == why)}: {why}")
+    problems = _problems(sent, piece, stated, set(stated) - set(aside), folder)
     for problem in problems:
         say(f"{name}: {problem}")
-    say(f"{name}: {'not what its numbers give' if problems else 'its verdicts follow from its numbers'}")
+    if problems:
+        say(f"{name}: not what its numbers give")
+    elif aside:
+        compared = len(stated) - len(aside)
+        say(f"{name}: {compared} of {len(stated)} verdicts compared, which follow from its numbers")
+    else:
+        say(f"{name}: its verdicts follow from its numbers")
     return not problems
 
 
-def _problems(sent: ArchivedEvidence, piece: Piece, stated: dict[str, str], folder: Path) -> list[str]:
-    """What is wrong with the evidence, a line each; a claim that today's ledger cannot judge is not wrong."""
+def _not_compared(piece: Piece, stated: Mapping[str, str]) -> dict[str, str]:
+    """Claims whose verdict in the file cannot be held against today's, and why."""
+    today = {claim.id: claim for claim in piece.evidence.claims}
+    aside = {}
+    for claim in stated:
+        if claim not in today:
+            aside[claim] = "today's ledger has no such claim"
+        elif claim in piece.stale:
+            aside[claim] = piece.stale[claim]
+        elif today[claim].rule_is_younger:
+            aside[claim] = "today's rule is not the one that the file names"
+    return aside
+
+
+def _problems(
+    sent: ArchivedEvidence, piece: Piece, stated: Mapping[str, str], compared: Set[str], folder: Path
+) -> list[str]:
+    """What is wrong with the evidence, a line each; only the verdicts of `compared` claims can be."""
     problems = []
     measured = {measurement.claim: measurement for measurement in sent.measurements}
     tables = {
@@ -75,7 +102,7 @@ def _problems(sent: ArchivedEvidence, piece: Piece, stated: dict[str, str], fold
     for claim in piece.evidence.claims:
         if claim.id not in stated or claim.id not in measured or claim.id in piece.stale:
             continue
-        if not claim.rule_is_younger and stated[claim.id] != claim.verdict:
+        if claim.id in compared and stated[claim.id] != claim.verdict:
             problems.append(f"{claim.id}: the file says {stated[claim.id]}, its numbers {claim.verdict}")
         try:
             _refuse_other_units(measured[claim.id], tables, piece.seeds)

@@ -101,6 +101,44 @@ def test_a_rule_of_today_that_is_another_is_no_fault(sent, root):
     assert whole
     assert said[3].split()[:3] == ["C2", "holds", "contradicted"]
     assert said[3].endswith("rule changed since")
+    # Nor is it called right: a file that names another rule could say anything.
+    younger = [line.split()[0] for line in said[2:7] if line.endswith("rule changed since")]
+    reason = "today's rule is not the one that the file names"
+    assert said[-2].endswith(f"sent: not compared: {', '.join(younger)}: {reason}")
+    assert said[-1].endswith(f"{5 - len(younger)} of 5 verdicts compared, which follow from its numbers")
+
+
+def test_a_verdict_that_cannot_be_held_against_todays_is_told(sent, root):
+    ledger = root / "book/claims/planned.yml"
+    text = ledger.read_text()
+    ledger.write_text(
+        text.replace(
+            "{metric: score, better: method, worse: baseline, direction: higher}]}",
+            "{metric: depth, better: method, worse: baseline, direction: higher}]}",
+            1,
+        )
+    )
+    whole, said = answer(sent, root)
+    assert whole and said[2].split()[:4] == ["C1", "holds", "not", "tested"]
+    (line,) = [line for line in said if ": not compared: C1: " in line]
+    assert "C1: expected the metrics depth" in line
+    ledger.write_text(text[: text.index("  - id: E1")])
+    whole, said = answer(sent, root)
+    assert whole and any(line.endswith("E1: today's ledger has no such claim") for line in said)
+    assert said[-1].endswith("4 of 5 verdicts compared, which follow from its numbers")
+
+
+def test_a_table_that_cannot_be_read_is_named(sent, root):
+    path = sent / "tables/per-user.csv.gz"
+    content = path.read_bytes()
+    for spoilt, message in [
+        (b"no archive", "C1: tables/per-user.csv.gz cannot be read: "),
+        (content[: len(content) // 2], "C1: tables/per-user.csv.gz cannot be read: "),
+        (gzip.compress(b"arm,user,score\nmethod,1,0.5\n"), "C1: tables/per-user.csv.gz has no column 'seed'"),
+    ]:
+        path.write_bytes(spoilt)
+        whole, said = answer(sent, root)
+        assert not whole and any(message in line for line in said), said
 
 
 def test_what_units_add_is_computed_from_their_raw_results(sent, root):
@@ -148,6 +186,10 @@ def test_the_units_part_is_that_of_the_run_itself(sent):
         (lambda folder: (folder / "evidence.json").unlink(), "No such file"),
         (lambda folder: (folder / "tables/per-user.csv.gz").unlink(), "tables/per-user.csv.gz is not there"),
         (lambda folder: edit(folder, lambda c: c.update(chapter="nobody")), "no ledger for chapter 'nobody'"),
+        (
+            lambda folder: edit(folder, lambda c: c["parameters"].update(seeds="5, 6")),
+            "sent: seeds must be a list of whole numbers, got '5, 6'",
+        ),
     ],
 )
 def test_a_folder_that_is_not_whole_says_so_in_one_line(sent, root, spoil, message):
