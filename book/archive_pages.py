@@ -72,7 +72,7 @@ def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:
     lines: list[str] = []
     for chapter, kept in archive.items():
         planned = {one.name: one for one in load_plan(chapter, root)}
-        made = {piece.evidence.plan: piece for piece in kept}
+        made = {one.evidence.plan: one for one in kept if not any(one.begins(other) for other in kept)}
         if not planned and not made:
             continue
         lines += [f"### {chapter}", ""]
@@ -129,7 +129,7 @@ def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | Non
         return f"| {what} | {announced} | {changed or '–'} | not made yet | – | – | – |"
     commits = ", ".join(f"`{commit[:10]}`" for commit in piece.commits) or "none"
     changed = committed(root, ledger, piece.commits[0])
-    first = min(run.started for run in piece.evidence.runs)
+    first = piece.evidence.provenance.started
     folder = piece.folder.removeprefix("book/")
     return (
         f"| {what} | {announced} | {changed or '–'} | {first:%Y-%m-%d %H:%M} to {piece.ended:%Y-%m-%d %H:%M} "

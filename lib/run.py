@@ -160,9 +160,13 @@ def main(argv: list[str] | None = None) -> int:
         if options.list:
             _list(options.chapter, options.scale)
             return 0
+        if options.partial and not options.archive:
+            parser.error("--partial goes with --archive")
         if options.archive or options.check:
             if options.chapter is not None:
                 parser.error("--archive and --check take folders, and no chapter")
+            if options.archive and options.check:
+                parser.error("--archive or --check, not both")
             return _keep(options.archive, options.partial) if options.archive else _check(options.check)
         if options.chapter is None:
             parser.error(f"which chapter? ({', '.join(chapters())})")

@@ -219,9 +219,11 @@ class Piece:
         made = self.evidence.runs or (self.evidence.provenance,)
         return sum(run.wall_seconds * run.threads for run in made) / 3600
 
-    def age(self, now: datetime) -> int:
-        """Whole days from its end to `now` (a time with a zone)."""
-        return (now - self.ended).days
+    def begins(self, other: Piece) -> bool:
+        """Whether it is the first seeds of the planned run that `other` has more of."""
+        planned = (self.chapter, self.scale, self.evidence.plan)
+        same = bool(self.evidence.plan) and planned == (other.chapter, other.scale, other.evidence.plan)
+        return same and set(self.seeds) < set(other.seeds)
 
     def claim(self, claim_id: str) -> ClaimEvidence:
         """What today's rules say of a claim; ValueError for one that the ledger does not have."""
@@ -262,12 +264,16 @@ def load_archived(path: Path, where: str) -> ArchivedEvidence:
     Raises
     ------
     ValueError
-        In one line that begins with `where`: it does not fit the schema, or a table is missing.
+        In one line that begins with `where`: it does not fit the schema, its seeds are no whole numbers, or a
+        table is missing.
     """
     try:
         evidence = ArchivedEvidence.load(path)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    seeds = evidence.parameters.get("seeds", [])
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"{where}: seeds must be a list of whole numbers, got {seeds!r}")
     for artifact in evidence.artifacts:
         for name in artifact.files if artifact.kind == "table" else ():
             if not (path.parent / name).is_file():

@@ -38,7 +38,7 @@ class Standing:
     piece : Piece
         What `claim` comes from; the run of the page itself where nothing is stronger.
     others : tuple of Piece
-        Archived evidence that tests the claim as well.
+        Archived evidence that tests the claim as well, but for the first seeds of the run in `piece`.
     stronger : bool
         Whether `piece` is another run than that of the page.
     """
@@ -90,7 +90,11 @@ def standings(evidence: Evidence, archive: Iterable[Piece] = ()) -> tuple[Standi
     found = []
     for here in evidence.claims:
         piece = strongest(here.id, (*archive, own)) or own
-        others = tuple(other for other in archive if other is not piece and other.tests(here.id))
+        others = tuple(
+            other
+            for other in archive
+            if other is not piece and other.tests(here.id) and not other.begins(piece)
+        )
         claim = here if piece is own else piece.claim(here.id)
         stronger = piece is not own
         found.append(Standing(evidence.chapter, claim, here, evidence.scale, piece, others, stronger))

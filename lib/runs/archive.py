@@ -218,7 +218,8 @@ def archive(
     say : callable
         Prints one line.
     partial : bool
-        Keep the first of the planned seeds, marked as such everywhere; all of them replace it later.
+        Keep the first of the planned seeds, marked as such everywhere. All of them are kept beside it later
+        and speak in its place.
 
     Returns
     -------
@@ -246,7 +247,7 @@ def archive(
         raise RequestError(str(error)) from None
     for before in earlier:
         same = before.evidence.plan == one.name and before.scale == one.scale
-        if same and not set(before.seeds) < set(piece.seeds):
+        if same and not before.begins(piece):
             raise RequestError(f"the planned run {one.name!r} is archived already: {before.folder}")
     content = (piece.evidence.model_dump_json(indent=1) + "\n").encode()
     size = len(content) + sum(map(len, tables.values()))

@@ -1,8 +1,10 @@
 """The status page lists every run that was announced and every one that was kept, with git's dates."""
 
+import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -52,6 +54,17 @@ def test_a_run_that_nobody_plans_any_more_is_still_listed(root):
     assert "T1 exact, T2 holds, T3 not tested" in text
     shutil.rmtree(root / "book/archive")
     assert shown(root) == "No long run has been announced yet.\n"
+
+
+def test_of_a_plan_all_of_whose_seeds_are_there_the_first_are_not_listed(root):
+    (path,) = (root / "book/archive/template").glob("*/evidence.json")
+    later = Path(shutil.copytree(path.parent, path.parent.with_name("smoke-2026-11-01-main-4")))
+    content = json.loads(path.read_text())
+    content["parameters"]["seeds"].append(3)
+    content["provenance"]["started"] = "2026-11-01T00:00:00Z"
+    (later / "evidence.json").write_text(json.dumps(content))
+    (main,) = [line for line in shown(root).splitlines() if line.startswith("| **main**")]
+    assert "| 2026-11-01 00:00 to " in main and "smoke-2026-11-01-main-4/evidence.json" in main
 
 
 def test_a_run_that_cannot_be_asked_for_any_more_says_why(root):

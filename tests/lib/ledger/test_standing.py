@@ -88,6 +88,29 @@ def test_of_one_scale_the_latest_speaks_and_the_other_is_kept(root):
     assert [other.claim("C1").verdict for other in first.others] == ["inconclusive"]
 
 
+def test_the_first_seeds_of_a_run_are_no_other_run(root):
+    def planned(piece, seeds, plan="main"):
+        update = {"plan": plan, "parameters": {"seeds": seeds}}
+        return Piece(piece.evidence.model_copy(update=update))
+
+    here, late, early = (
+        run(root, "book", HOLDS, 20),
+        kept(root, "long", OPEN, 9),
+        kept(root, "long", HOLDS, 5),
+    )
+    whole = planned(late, [1, 2, 3, 4])
+    for part, others in [
+        (planned(early, [1, 2]), 0),
+        (planned(early, [1, 2], "another"), 1),
+        (planned(early, [1, 2, 3, 4]), 1),
+        (planned(early, [8]), 1),
+    ]:
+        first = standings(here, [part, whole])[0]
+        assert first.piece is whole and len(first.others) == others
+    alone = standings(here, [planned(early, [1, 2])])[0]
+    assert alone.stronger and alone.claim.verdict == "holds", "until the others are there it speaks"
+
+
 def test_a_piece_of_another_chapter_is_refused(root):
     here = run(root, "book", HOLDS, 20)
     foreign = kept(root, "long", HOLDS, 9)

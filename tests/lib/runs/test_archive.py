@@ -165,7 +165,7 @@ def test_what_is_written_over_nothing_and_never_by_half(made, copies, root, monk
     archive(copies, root).rename(root / "elsewhere")
     there.mkdir()
     (there / "kept").touch()
-    assert archive(copies, root).name == f"{there.name}-main"
+    assert archive(copies, root).name == f"{there.name}-main-4"
     assert [path.name for path in there.iterdir()] == ["kept"]
 
 
@@ -398,3 +398,9 @@ def test_the_command_line_refuses_in_one_line(made, request_run):
     assert done.stderr == ("python -m lib.run: runs/nothing is no complete run: evidence.json is not there\n")
     done = made.run("lib.run", "planned", "--check", "runs/whole")
     assert done.returncode == 2 and "take folders, and no chapter" in done.stderr
+    for options, line in [
+        (["planned", "--partial"], "--partial goes with --archive"),
+        (["--archive", "runs/whole", "--check", "runs/whole"], "--archive or --check, not both"),
+    ]:
+        done = made.run("lib.run", *options)
+        assert (done.returncode, done.stderr) == (2, f"python -m lib.run: {line}\n")
