@@ -29,10 +29,7 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     """
     shown = [claim for claim in claims if claim.interval and claim.interval.low is not None]
     if not shown:
-        figure, axis = plt.subplots(figsize=(7, 0.8))
-        axis.text(0, 0.5, "No interval yet: too few seeds, or nothing judged so far.", va="center")
-        axis.axis("off")
-        return figure
+        return _words("No interval yet: too few seeds, or nothing judged so far.")
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.62 * len(shown)))
     for place, claim in enumerate(shown):
         effect = claim.interval
@@ -51,8 +48,21 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     return figure
 
 
+def _words(text: str) -> Figure:
+    """What stands where there is nothing to draw."""
+    figure, axis = plt.subplots(figsize=(7, 0.8))
+    axis.text(0, 0.5, text, va="center")
+    axis.axis("off")
+    return figure
+
+
 def found_figure(claim: ClaimEvidence) -> Figure:
-    """The arms of one claim on every metric of its rule: seeds as points, means with intervals, the floor."""
+    """The arms of one claim on every metric of its rule: seeds as points, means with intervals, the floor.
+
+    The intervals of the means are over seeds alone, whatever the claim's own is over.
+    """
+    if not claim.effects:
+        return _words(f"{claim.id}: {claim.verdict}; no arms were measured.")
     frames, floor = [], {}
     ruled = dict.fromkeys(effect.label.partition(": ")[0] for effect in claim.effects)
     for metric, arms in ((metric, claim.measured[metric]) for metric in ruled):
@@ -75,7 +85,7 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
     claims : iterable of ClaimEvidence
         The strongest of each claim.
     piece : Piece, optional
-        The archived run that most of it comes from.
+        The archived run that most of it comes from: an arm that several claims share has its mean.
 
     Returns
     -------
@@ -86,7 +96,7 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
         ``scale``, ``date``, ``seeds`` and ``core-hours``.
     """
     found: dict[str, float | int | str] = {}
-    for claim in claims:
+    for claim in sorted(claims, key=lambda claim: piece is not None and claim in piece.evidence.claims):
         found[claim.id] = claim.verdict
         for effect in claim.effects:
             found[f"{claim.id}-{effect.label.replace(': ', ' ')}"] = _quantity(effect)

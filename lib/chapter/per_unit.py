@@ -32,7 +32,8 @@ def spreads(claim: Claim, measured: Mapping[str, Any]) -> dict[str, UnitSpread]:
     Raises
     ------
     ValueError
-        The claim names a unit, and an arm of its rule has one number per replicate only.
+        The claim names a unit, and an arm of its rule has one number per replicate only, or a value that is
+        not finite.
     """
     if not claim.unit:
         return {}
@@ -44,6 +45,9 @@ def spreads(claim: Claim, measured: Mapping[str, Any]) -> dict[str, UnitSpread]:
                 f"{claim.id}: the ledger asks for {metric} of {flat[0]} per {claim.unit}: "
                 f"({claim.replicate}s, {claim.unit}s)"
             )
+        for arm, values in by_arm.items():
+            if not np.isfinite(np.asarray(values, dtype=float)).all():
+                raise ValueError(f"{claim.id}: {metric} of {arm} has a value that is not finite")
         if by_arm:
             found[metric] = UnitSpread.of(by_arm, claim.unit)
     return found

@@ -276,6 +276,8 @@ class Record:
 
         The text quotes ``{glue:text}`<chapter>-found-C4` `` (see `lib.chapter.findings.numbers`).
         """
+        for claim in claim_ids:
+            self.ledger[claim]  # refuses an unknown one, which would be left out in silence
         strongest = self._strongest()
         for name, value in findings.numbers(strongest.values(), largest(self._archive)).items():
             self._glue(f"found-{name}", value)
@@ -283,8 +285,15 @@ class Record:
         return self._shown(figure, f"findings {' '.join(claim_ids)}")
 
     def found(self, claim_id: str) -> ShownFigure:
-        """The arms of one claim in the strongest evidence there is."""
-        return self._shown(findings.found_figure(self._strongest()[claim_id]), f"found {claim_id}")
+        """The arms of one claim in the strongest evidence there is.
+
+        ValueError for an unknown claim, or one that was not judged before and is not in the archive.
+        """
+        self.ledger[claim_id]  # refuses an unknown one
+        strongest = self._strongest()
+        if claim_id not in strongest:
+            raise ValueError(f"{claim_id} is not in the archive: judge it before its figure is drawn")
+        return self._shown(findings.found_figure(strongest[claim_id]), f"found {claim_id}")
 
     def _strongest(self) -> dict[str, ClaimEvidence]:
         return findings.strongest_of(self._claims, self.scale, self._archive)
@@ -324,12 +333,12 @@ class Record:
 
     def close(self) -> Path:
         """Write ``claims.json``; ValueError while a claim of the ledger has neither verdict nor reason."""
+        if left := [claim.id for claim in self.ledger.claims if claim.id not in self._claims]:
+            raise ValueError(f"neither judged nor marked not tested: {', '.join(left)}")
         for unit, frame in self._units.frames().items():
             (path,) = self._artifact(f"per-{unit}", "table", (f"tables/per-{unit}.csv.gz",))
             text = frame.to_csv(index=False, float_format="%.6g")
             write_atomically(path, gzip.compress(text.encode(), mtime=0))
-        if left := [claim.id for claim in self.ledger.claims if claim.id not in self._claims]:
-            raise ValueError(f"neither judged nor marked not tested: {', '.join(left)}")
         record = ChapterRecord(
             chapter=self.chapter,
             scale=self.scale,

@@ -246,8 +246,10 @@ def measured(claim: ClaimEvidence) -> str:
         for arm, summary in by_arm.items()
     ]
     if others:
-        parts.append(_details(f"{len(others)} other part{'s' * (len(others) > 1)}", others))
-    parts.append(_details("means", arms))
+        parts.append(_details(plural(len(others), "other part"), others))
+    # The interval of the claim covers other units as well; that of a single arm's mean does not.
+    several = plural(2, claim.replicate).removeprefix("2 ")
+    parts.append(_details(f"means, over {several} alone" if claim.unit else "means", arms))
     return "".join(parts)
 
 

@@ -82,11 +82,31 @@ def test_the_floor_is_a_dotted_line_where_it_is_of_the_rules_metric():
     assert dotted == [pytest.approx(0.1)] and figure.axes[1].get_legend() is None
 
 
+def piece_of(*claims: ClaimEvidence) -> SimpleNamespace:
+    """An archived run with these claims."""
+    day = np.datetime64("2026-11-26").astype(object)
+    held = SimpleNamespace(claims=claims)
+    return SimpleNamespace(scale="long", ended=day, seeds=(10, 11), core_hours=1.5, evidence=held)
+
+
+def test_a_claim_without_measurements_has_words_for_a_figure():
+    claim = load_ledger("meantime")["C6"]
+    untested = ClaimEvidence.of(claim, not_tested(claim, "book"), claim.protocol, "meantime-claims")
+    figure = findings.found_figure(untested)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["C6: not tested; no arms were measured."]
+
+
+def test_an_arm_of_several_claims_has_the_mean_of_the_archived_run():
+    archived, own = evidence("C3", 0.2), evidence("C3", 0.4).model_copy(update={"id": "C4"})
+    for order in ([archived, own], [own, archived]):
+        found = findings.numbers(order, piece_of(archived))
+        assert found["head overlap-MEANTIME"] == pytest.approx(0.6, abs=0.01)
+    assert findings.numbers([archived, own])["head overlap-MEANTIME"] == pytest.approx(0.4, abs=0.01)
+
+
 def test_numbers_have_the_names_that_a_text_quotes():
-    piece = SimpleNamespace(
-        scale="long", ended=np.datetime64("2026-11-26").astype(object), seeds=(10, 11), core_hours=1.5
-    )
     claim = evidence("C3")
+    piece = piece_of(claim)
     found = findings.numbers([claim], piece)
     assert (
         found["C3"] == "holds"

@@ -46,6 +46,13 @@ def test_a_claim_with_a_unit_refuses_results_without(claim):
         spreads(claim, measured)
 
 
+def test_a_result_that_is_no_number_is_named(claim):
+    arms = claim.arms()["head overlap"]
+    measured = {"head overlap": {arms[0]: USERS, arms[1]: USERS.replace(0.5, np.nan)}}
+    with pytest.raises(ValueError, match=f"^C3: head overlap of {arms[1]} has a value that is not finite$"):
+        spreads(claim, measured)
+
+
 def test_the_table_has_a_row_per_arm_seed_and_user():
     table = UnitTable()
     table.add("user", {"NDCG@10": {"a": USERS, "b": USERS + 1}, "head overlap": {"a": 2 * USERS}})

@@ -168,6 +168,34 @@ def test_nothing_private_is_recorded(record):
         assert private in ("", "/") or private not in text
 
 
+def test_what_was_closed_too_early_can_be_closed(root):
+    """Results per unit are written with the rest, or not at all."""
+    changed(root, unit="user")
+    record = Record("toy", scale="book", run_dir=root / "run", root=root)
+    users = {arm: np.add.outer(values, [-0.01, 0.01]) for arm, values in RESULTS["accuracy"].items()}
+    record.judge("C1", {"accuracy": users})
+    with pytest.raises(ValueError, match="neither judged nor marked not tested: C2, E1"):
+        record.close()
+    assert not (root / "run/tables").exists()
+    record.not_tested("C2")
+    record.judge("E1", {"answer": 42})
+    record.close()
+    assert (root / "run/tables/per-user.csv.gz").is_file()
+    assert "means, over seeds alone" in record.verdicts(), "the interval of the claim is over users, too"
+
+
+def test_findings_are_of_claims_that_there_are(record):
+    with pytest.raises(ValueError, match="no claim 'C9': expected one of C1, C2, E1"):
+        record.findings("C1", "C9")
+    with pytest.raises(ValueError, match="no claim 'C9'"):
+        record.found("C9")
+    with pytest.raises(ValueError, match="C1 is not in the archive: judge it before its figure is drawn"):
+        record.found("C1")
+    fill(record)
+    assert record.found("C1").shows == "found C1"
+    assert "means, over" not in record.verdicts(), "all intervals of this claim are over seeds"
+
+
 def test_closing_asks_for_every_claim(record):
     record.judge("C1", RESULTS)
     with pytest.raises(ValueError, match="neither judged nor marked not tested: C2, E1"):
