@@ -138,14 +138,17 @@ def rests_on(claims: pd.DataFrame) -> str:
     decided = claims[~claims["verdict"].isin(["not tested", "inconclusive"])]
     of_papers = decided[decided["group"] == "paper"]
     origin = of_papers["paper_provenance"].value_counts()
+    read = of_papers["paper_provenance"].isin(["paper", "authors' code", "cited"])
+    held = read & ((of_papers["kind"] == "arithmetic") | (of_papers["verdict"] == "reproduced"))
     reproduced = int((claims["verdict"] == "reproduced").sum())
     unlearned, changed = int(claims["unlearned"].sum()), int(claims["changed"].sum())
     code = origin.get("authors' code", 0) + origin.get("cited", 0)
     sentences = [
         f"Of {len(claims)} claims {len(decided)} are decided.",
-        f"Of these, {len(of_papers)} are what a paper says: {origin.get('paper', 0)} against a number that "
-        f"was read in the paper itself, {code} against one from its authors' code or a citing work, the "
-        f"others against a derived number or none.",
+        f"Of these, {len(of_papers)} are what a paper says: {origin.get('paper', 0)} with a number that "
+        f"was read in the paper itself, {code} with one from its authors' code or a citing work, the "
+        f"others with a derived number or none.",
+        f"Held against a number that was read, and not judged by direction or limit alone: {held.sum()}.",
         f"Our own checks: {(decided['group'] == 'own').sum()}.",
         f"Held against numbers that are only remembered: {(decided['group'] == 'memory').sum()}.",
         f"Claims that are reproduced: {reproduced}."

@@ -69,14 +69,17 @@ def test_counts_of_chapters_that_have_none_are_zero(evidence):
 def test_what_verdicts_rest_on_is_said_in_a_line(varied):
     line = scorecard.rests_on(rows_of(varied))
     # Nine verdicts of the paper, one of which is "not tested" and one "inconclusive"; one more untested.
-    assert line.startswith(
-        "Of 12 claims 9 are decided. Of these, 7 are what a paper says: 7 against a number"
-    )
+    assert line.startswith("Of 12 claims 9 are decided. Of these, 7 are what a paper says: 7 with a number")
+    # Comparisons, all of them: a number beside a direction is no number that was met, but for `reproduced`.
+    assert "Held against a number that was read, and not judged by direction or limit alone: 1." in line
     assert (
         "Our own checks: 1. Held against numbers that are only remembered: 1. Claims that are reproduced: 1."
         in line
     )
     assert line.endswith("Decided by scale of the strongest evidence: 9 at smoke.")
+    counted = tuple(claim.model_copy(update={"kind": "arithmetic"}) for claim in varied.claims)
+    line = scorecard.rests_on(rows_of(varied.model_copy(update={"claims": counted})))
+    assert "direction or limit alone: 7." in line
     claims = tuple(claim for claim in varied.claims if claim.verdict != "reproduced")
     changed = claims[0].model_copy(update={"changed": {"was": "a", "why": "b", "after": "c"}})
     line = scorecard.rests_on(rows_of(varied.model_copy(update={"claims": (changed, *claims[1:])})))
