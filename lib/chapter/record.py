@@ -86,6 +86,7 @@ class Record:
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
         self._artifacts: dict[str, Artifact] = {}
+        self._numbers: dict[str, float] = {}
         self._units = per_unit.UnitTable()
         self.log = _log_to(self.folder / "log.txt")
 
@@ -191,8 +192,15 @@ class Record:
         return self.folder / "checkpoints" / f"{name}.pt"
 
     def number(self, name: str, value: float) -> None:
-        """Keep a number for the chapter's text, which shows it by ``{glue:text}`<chapter>-<name>:.2f` ``."""
-        self._glue(name, int(value) if isinstance(value, int | np.integer) else float(value))
+        """Keep a number for the chapter's text, which shows it by ``{glue:text}`<chapter>-<name>:.2f` ``.
+
+        ValueError for another value under the same name: the text would show the last, in both places.
+        """
+        value = int(value) if isinstance(value, int | np.integer) else float(value)
+        before = self._numbers.setdefault(name, value)
+        if before is not value and before != value:
+            raise ValueError(f"number {name!r} is {before!r} already, got {value!r}")
+        self._glue(name, value)
 
     def _glue(self, name: str, value: float | str) -> None:
         from myst_nb import glue

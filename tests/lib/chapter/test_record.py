@@ -168,6 +168,17 @@ def test_nothing_private_is_recorded(record):
         assert private in ("", "/") or private not in text
 
 
+def test_a_number_of_the_text_has_one_value(record):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    InteractiveShell.instance()
+    for value in (0.5, 0.5, np.float32(0.5)):
+        record.number("half", value)
+    record.number("nothing", float("nan"))
+    with pytest.raises(ValueError, match=r"^number 'half' is 0\.5 already, got 0\.75$"):
+        record.number("half", 0.75)
+
+
 def test_what_was_closed_too_early_can_be_closed(root):
     """Results per unit are written with the rest, or not at all."""
     changed(root, unit="user")
