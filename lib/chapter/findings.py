@@ -145,9 +145,8 @@ def strongest_of(
     """
     found = dict(own)
     for claim in dict.fromkeys(c.id for piece in archive for c in piece.evidence.claims):
-        piece = strongest(claim, archive)
-        if piece is not None and (
-            claim not in own or SCALES.index(piece.scale) > SCALES.index(scale) or not own[claim].effects
-        ):
+        piece, here = strongest(claim, archive), own.get(claim)
+        untested = here is None or (here.verdict == "not tested" and not here.unlearned)
+        if piece is not None and (untested or SCALES.index(piece.scale) > SCALES.index(scale)):
             found[claim] = piece.claim(claim)
     return found

@@ -89,7 +89,7 @@ def standings(evidence: Evidence, archive: Iterable[Piece] = ()) -> tuple[Standi
     own = Piece(ArchivedEvidence(**fields))
     found = []
     for here in evidence.claims:
-        piece = strongest(here.id, (*archive, own)) or own
+        piece = strongest(here.id, (own, *archive)) or own  # first: it may be the very run that is archived
         others = tuple(
             other
             for other in archive

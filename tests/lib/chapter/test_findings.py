@@ -162,3 +162,9 @@ def test_a_larger_scale_speaks_whatever_it_says():
     assert findings.strongest_of({"C3": own}, "paper", [archive("long", C3=theirs)])["C3"] is own
     assert findings.strongest_of({}, "book", [archive("long", C3=theirs)])["C3"] is theirs
     assert findings.strongest_of({"C3": own}, "book", [])["C3"] is own
+    untested = own.model_copy(update={"verdict": "not tested", "effects": (), "interval": None})
+    counted = untested.model_copy(update={"verdict": "exact"})
+    smaller = [archive("book", C3=theirs)]
+    assert findings.strongest_of({"C3": untested}, "long", smaller)["C3"] is theirs
+    for mine in (counted, own.model_copy(update={"verdict": "not tested", "unlearned": True})):
+        assert findings.strongest_of({"C3": mine}, "long", smaller)["C3"] is mine

@@ -88,6 +88,13 @@ def test_of_one_scale_the_latest_speaks_and_the_other_is_kept(root):
     assert [other.claim("C1").verdict for other in first.others] == ["inconclusive"]
 
 
+def test_a_run_that_is_archived_itself_speaks_for_the_page(root):
+    here = run(root, "book", HOLDS, 20)
+    first = standings(here, [kept(root, "book", HOLDS, 20)])[0]
+    assert first.claim is first.here and not first.stronger
+    assert standings(here, [kept(root, "book", OPEN, 21)])[0].stronger, "a later one speaks"
+
+
 def test_the_first_seeds_of_a_run_are_no_other_run(root):
     def planned(piece, seeds, plan="main"):
         update = {"plan": plan, "parameters": {"seeds": seeds}}
