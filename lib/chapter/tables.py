@@ -69,34 +69,29 @@ def mark(shows: str) -> dict[str, object]:
 
 
 def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
-    """The claims of a paper: what, where said, by which numbers, and what of it `scale` tests."""
+    """The claims of a paper, a line each: what is said, and how `scale` tests it. The rest unfolds."""
     rows = []
     for claim in ledger.claims:
         entry = claim.entry(scale)
         place = make_id(f"{chapter}-{claim.id}")  # Sphinx makes hyphens of underscores
         label = f'<a href="#{place}">{claim.id}</a>' if entry.tested else claim.id
-        here = "tested: " + (entry.scope or "the whole claim") if entry.tested else f"not tested: {entry.why}"
+        how = f"by {claim.kind}" if entry.tested else "not tested here"
+        here = "Tested: " + (entry.scope or "the whole claim") if entry.tested else f"Not tested: {entry.why}"
         if entry.tested and entry.when:
             here += f" (with {entry.conditions()})"
-        here = escape(here) + (' <span class="mark-synthetic">synthetic</span>' if entry.synthetic else "")
-        rows.append(
-            (
-                label,
-                escape(claim.statement)
-                + f" <small>Said in: {escape(claim.source)}.</small>"
-                + _details(
-                    "bear in mind",
-                    [escape(text) for text in [*asked_first(claim.floor), claim.caveat] if text]
-                    + change_told(claim.changed),
-                ),
-                paper_numbers(claim.paper, claim.see),
-                here
-                + f" <small>Judged by {claim.kind}: {JUDGED_BY[claim.kind]}.</small>"
-                + _command(entry.command if not entry.tested else ""),
-            )
-        )
+        mark = ' <span class="mark-synthetic">synthetic</span>' if entry.synthetic else ""
+        told = [
+            escape(f"Said in: {claim.source}. Judged by {claim.kind}: {JUDGED_BY[claim.kind]}."),
+            escape(f"{here}.") + _command(entry.command if not entry.tested else ""),
+            f"The paper's numbers: {paper_numbers(claim.paper, claim.see)}",
+            *(escape(text) for text in [*asked_first(claim.floor), claim.caveat] if text),
+            *change_told(claim.changed),
+        ]
+        unfolds = "".join(f"<p>{line}</p>" for line in told)
+        summary = f"{escape(claim.statement)} <small>({how})</small>{mark}"
+        rows.append((label, f"<details><summary>{summary}</summary>{unfolds}</details>"))
     caption = f"{len(rows)} claims, and what the {scale} scale tests of them"
-    return html_table("ledger", caption, ("claim", "what it says", "the paper's numbers", "here"), rows)
+    return html_table("ledger", caption, ("claim", "what it says, and how it is tested"), rows)
 
 
 def verdict_table(claims: Sequence[ClaimEvidence], standings: Mapping[str, Standing] | None = None) -> Html:

@@ -381,9 +381,13 @@ def test_verdicts_are_words_and_caveats_are_always_there(record):
 def test_the_ledger_says_what_is_tested_here(record):
     page = soup(record.ledger_table())
     rows = page.tbody.find_all("tr")
-    assert "tested: on <small> data" in rows[0].text
+    assert "Tested: on <small> data." in rows[0].text
+    assert [row.summary.text for row in rows[:2]] == [
+        "Ours & theirs. (by comparison)",
+        rows[1].summary.text.partition(" (")[0] + " (not tested here)",
+    ]
     assert "recalled" in rows[0].text
-    assert "not tested: needs the data" in rows[1].text and "run me" in rows[1].text
+    assert "Not tested: needs the data" in rows[1].text and "run me" in rows[1].text
     assert "see C1" in rows[1].text
     assert "synthetic" in rows[2].text
     assert [a["href"] for a in page.find_all("a")] == ["#toy-c1", "#toy-e1"]
