@@ -20,6 +20,7 @@ from lib.ledger.evidence import ClaimEvidence
 from lib.ledger.schema import SCALES
 from lib.ledger.verdicts import Effect
 from lib.ledger.wording import format_interval
+from lib.listing import plural
 
 
 def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
@@ -93,7 +94,8 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
         ``C4`` is the verdict of claim C4, ``C4-effect`` the quantity that decided with its interval,
         ``C4-NDCG@10 MEANTIME − SASRec`` that of one inequality of its rule, ``C4-smallest`` the smallest
         effect that the design finds four times in five, ``NDCG@10-SASRec`` an arm's mean. Of the run:
-        ``scale``, ``date``, ``seeds`` and ``core-hours``.
+        ``scale``, ``date``, ``seeds``, ``core-hours`` and,
+        in words, ``progress``.
     """
     found: dict[str, float | int | str] = {}
     for claim in sorted(claims, key=lambda claim: piece is not None and claim in piece.evidence.claims):
@@ -108,7 +110,10 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
                 found |= {f"{metric}-{arm}": summary.mean for arm, summary in arms.items()}
     if piece is not None:
         found |= {"scale": piece.scale, "date": f"{piece.ended:%Y-%m-%d}", "seeds": len(piece.seeds)}
-        found["core-hours"] = piece.core_hours
+        found |= {
+            "core-hours": piece.core_hours,
+            "progress": piece.progress or plural(len(piece.seeds), "seed"),
+        }
     return found
 
 

@@ -86,7 +86,8 @@ def piece_of(*claims: ClaimEvidence) -> SimpleNamespace:
     """An archived run with these claims."""
     day = np.datetime64("2026-11-26").astype(object)
     held = SimpleNamespace(claims=claims)
-    return SimpleNamespace(scale="long", ended=day, seeds=(10, 11), core_hours=1.5, evidence=held)
+    facts = {"seeds": (10, 11), "core_hours": 1.5, "progress": ""}
+    return SimpleNamespace(scale="long", ended=day, evidence=held, **facts)
 
 
 def test_a_claim_without_measurements_has_words_for_a_figure():
