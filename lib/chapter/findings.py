@@ -39,7 +39,8 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
         axis.errorbar(effect.mean / widest, place, xerr=ends, fmt="o", color="#1f5f8b", capsize=4)
         quantity = format_interval(effect.quantity, effect.quantity_low, effect.quantity_high)
         unit = f" {effect.unit}" if effect.unit else ""
-        axis.text(-1.05, place - 0.36, f"{effect.label}: {quantity}{unit}", fontsize=9, va="center")
+        label = axis.text(-1.05, place - 0.36, f"{effect.label}: {quantity}{unit}", fontsize=9, va="center")
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the limit's line runs below
         axis.text(1.12, place, f"{claim.id}: {claim.verdict}", fontsize=10, va="center", weight="bold")
     axis.axvline(0, color="#555555", linestyle=":")
     axis.set(xlim=(-1.1, 1.1), ylim=(len(shown) - 0.6, -0.75), xticks=[], yticks=[])
