@@ -1,8 +1,9 @@
 """The statistics behind a verdict: Student-t intervals of paired differences over seeds, and test units.
 
 Where results per unit of the test set are known (per user, per picture), the units are a second source of
-chance that the seeds share. Its interval and the seeds' are put together as the sides of a right angle,
-which for normal errors never covers less than either does alone (Banerjee, Sankhya 22, 1960).
+chance that the seeds share. Its interval and the seeds' are put together as the sides of a right angle, as
+Banerjee (Sankhya 22, 1960) does for independent normal errors. The units' variance is a difference of mean
+squares, so that this is an approximation; how often it is wrong is simulated.
 
 Everything works on arrays, so that the code which judges one claim is the code whose rate of false verdicts
 is simulated over ten thousand (``book/verdict_simulation.py``, and ``test_verdict_statistics.py`` among the
