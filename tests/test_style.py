@@ -38,7 +38,8 @@ def test_cells_of_chapters(cells):
 
 def test_a_badly_written_cell_is_found(tmp_path):
     notebook = jupytext.read(ROOT / "notebooks/template.md")
-    notebook.cells[2].source += "\nx = [ 1,2 ]\nimport os"
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    cell.source += "\nx = [ 1,2 ]\nimport os"
     jupytext.write(notebook, tmp_path / "bad.ipynb")
     assert "F401" in ruff("check", tmp_path).stdout
     assert ruff("format", "--check", tmp_path).returncode == 1

@@ -124,14 +124,14 @@ READINGS = [
     ("V8", resnext, {}, STILL, ALL, "{separate:.2f} M: fits"),
     ("V8", resnext, {}, STILL, ALL, "{live:.2f} M: does not"),
     ("V9", ShuffleDetector, {}, {"inputs": regions(800)}, ALL,
-     "{live:.1f} M live, {weight:,.0f} per weight, {both:.1f} with activations"),
+     "{live:.1f} M live, {weight:.0f} per weight, {both:.1f} with activations"),
     ("V9", ShuffleDetector, {"groups": 1}, {"inputs": regions(600)}, ALL,
      "{weights:.1f} M weights, {both:.0f} with activations"),
     ("V9", ShuffleDetector, {"groups": 4}, {"inputs": regions(600)}, ALL,
      "{weights:.1f} M weights, {both:.0f} with activations"),
     ("V13", ir_csn, {"stem_pool": False}, CLIP, ALL,
      "{thousands:.1f} thousand per weight and {both:.1f} with activations, but {live:.0f} M live"),
-    ("V13", ip_csn, {}, CLIP, ALL, "{weights:.1f} M weights, {weight:,.0f} per weight, {live:.1f} M live"),
+    ("V13", ip_csn, {}, CLIP, ALL, "{weights:.1f} M weights, {weight:.0f} per weight, {live:.1f} M live"),
 ]  # fmt: skip
 
 
