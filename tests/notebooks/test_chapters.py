@@ -272,6 +272,15 @@ def test_no_line_of_prose_vanishes(chapter):
             assert not re.search(r"^\s*%", cell.source, re.MULTILINE), cell.source
 
 
+DOUBLE_NEGATIVE = re.compile(r"(excludes?|includes?|side of)\s+no\s+effect")
+
+
+@every_chapter
+def test_an_interval_is_not_told_by_a_double_negative(chapter):
+    assert not DOUBLE_NEGATIVE.search(text(chapter))
+    assert DOUBLE_NEGATIVE.search("Every interval excludes no\neffect.")
+
+
 @every_chapter
 def test_text_holds_no_outputs(chapter):
     assert not re.search(rf"[A-Za-z0-9+/]{{{CHARACTERS}}}", text(chapter))
