@@ -37,9 +37,8 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
         widest = max(abs(effect.low), abs(effect.high)) or 1.0
         ends = [[(effect.mean - effect.low) / widest], [(effect.high - effect.mean) / widest]]
         axis.errorbar(effect.mean / widest, place, xerr=ends, fmt="o", color="#1f5f8b", capsize=4)
-        quantity = format_interval(effect.quantity, effect.quantity_low, effect.quantity_high)
-        unit = f" {effect.unit}" if effect.unit else ""
-        label = axis.text(-1.05, place - 0.36, f"{effect.label}: {quantity}{unit}", fontsize=9, va="center")
+        told = f"{effect.label}: {_quantity(effect)}"
+        label = axis.text(-1.05, place - 0.36, told, fontsize=9, va="center")
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the limit's line runs below
         axis.text(1.12, place, f"{claim.id}: {claim.verdict}", fontsize=10, va="center", weight="bold")
     axis.axvline(0, color="#555555", linestyle=":")
@@ -95,8 +94,7 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
         ``C4`` is the verdict of claim C4, ``C4-effect`` the quantity that decided with its interval,
         ``C4-NDCG@10 MEANTIME − SASRec`` that of one inequality of its rule, ``C4-smallest`` the smallest
         effect that the design finds four times in five, ``NDCG@10-SASRec`` an arm's mean. Of the run:
-        ``scale``, ``date``, ``seeds``, ``core-hours`` and,
-        in words, ``progress``.
+        ``scale``, ``date``, ``seeds``, ``core-hours`` and, in words, ``progress``.
     """
     found: dict[str, float | int | str] = {}
     for claim in sorted(claims, key=lambda claim: piece is not None and claim in piece.evidence.claims):
@@ -110,8 +108,10 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
             for metric, arms in claim.measured.items():
                 found |= {f"{metric}-{arm}": summary.mean for arm, summary in arms.items()}
     if piece is not None:
-        found |= {"scale": piece.scale, "date": f"{piece.ended:%Y-%m-%d}", "seeds": len(piece.seeds)}
         found |= {
+            "scale": piece.scale,
+            "date": f"{piece.ended:%Y-%m-%d}",
+            "seeds": len(piece.seeds),
             "core-hours": piece.core_hours,
             "progress": piece.progress or plural(len(piece.seeds), "seed"),
         }
