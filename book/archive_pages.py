@@ -6,14 +6,13 @@ it stands here.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from book.fragments import cell
 from lib.ledger.archive import Piece, PlannedRun, load_plan, repeats, same_setting
 from lib.ledger.evidence import Evidence
+from lib.ledger.provenance import git, is_checkout
 from lib.listing import first_few, plural
 from lib.runs.archive import pieces
 from lib.runs.request import Request
@@ -40,23 +39,10 @@ def committed(root: Path, path: str, commit: str = "HEAD") -> str:
 
     A shallow clone has one commit, which would be the date of everything.
     """
-
-    zone = os.environ | {"TZ": "UTC"}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=zone, timeout=60, check=False)
-        except OSError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    if git("rev-parse", "--show-toplevel") != str(root.resolve()):
-        return ""
-    if git("rev-parse", "--is-shallow-repository") != "false":
+    if not is_checkout(root) or git(root, "rev-parse", "--is-shallow-repository") != "false\n":
         return ""
     form = "--format=%cd", "--date=format-local:%Y-%m-%d %H:%M"
-    return git("log", "-1", *form, commit, "--", path)
+    return (git(root, "log", "-1", *form, commit, "--", path) or "").strip()
 
 
 def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:

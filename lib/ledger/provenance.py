@@ -73,27 +73,32 @@ def collect(
     )
 
 
-def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
-    """Commit that `root` is checked out at, and whether anything differs from it; None, None without git.
-
-    A folder inside somebody else's checkout (an unpacked archive, say) has no commit of its own.
-    """
+def git(root: Path, *arguments: str) -> str | None:
+    """What git says about the checkout at `root`, times in UTC; None where it cannot say."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"  # looking must not take the lock of a commit under way
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=30, check=True
-        )
-        return done.stdout.strip()
-
+    environment |= {"TZ": "UTC", "GIT_OPTIONAL_LOCKS": "0"}  # looking must not lock out a commit under way
+    command = ["git", "-C", str(root), *arguments]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != Path(root).resolve():
-            return None, None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def is_checkout(root: Path) -> bool:
+    """Whether `root` is a checkout of its own: a folder inside somebody else's (unpacked, say) is none."""
+    top = git(root, "rev-parse", "--show-toplevel")
+    return top is not None and Path(top.strip()).resolve() == Path(root).resolve()
+
+
+def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """Commit that `root` is checked out at, and whether anything differs from it; None, None without git."""
+    if not is_checkout(root):
         return None, None
+    commit, differs = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
+    return (None, None) if commit is None or differs is None else (commit.strip(), bool(differs.strip()))
 
 
 def package_versions(root: Path = ROOT) -> dict[str, str]:

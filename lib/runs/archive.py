@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +32,7 @@ from lib.ledger.archive import (
 )
 from lib.ledger.evidence import Evidence
 from lib.ledger.pooling import CompleteRun, pool
+from lib.ledger.provenance import git
 from lib.ledger.schema import load_ledger
 from lib.listing import plural
 from lib.runs.parameters import PLACES, RequestError, override, read_parameters
@@ -119,19 +119,9 @@ def complete_run(folder: Path) -> CompleteRun:
 # --- git and the plan --------------------------------------------------------------------------------------
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git says, None where it cannot."""
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def _at(commit: str, path: str, root: Path) -> str:
     """A file as a commit has it; RequestError if it has none."""
-    text = _git(root, "show", f"{commit}:{path}")
+    text = git(root, "show", f"{commit}:{path}")
     if text is None:
         raise RequestError(f"commit {commit[:10]} has no {path}")
     return text
@@ -168,7 +158,7 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
     chapter, scale = first.evidence.chapter, first.evidence.scale
     for run in runs:
         commit = run.evidence.provenance.commit
-        if _git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
+        if git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
             raise RequestError(f"{run.name} was made from commit {commit[:10]}, which is not in this history")
     planned = [one for one in load_plan(chapter, root) if one.scale == scale]
     if not planned:
@@ -189,7 +179,7 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
         raise RequestError(f"seed {missing[0]} comes before others in the plan: partial are the first seeds")
     for run in runs:
         commit = run.evidence.provenance.commit
-        if one not in read_plan(_git(root, "show", f"{commit}:{plan_file(chapter)}") or "[]", commit[:10]):
+        if one not in read_plan(git(root, "show", f"{commit}:{plan_file(chapter)}") or "[]", commit[:10]):
             raise RequestError(
                 f"{run.name} was made from commit {commit[:10]}, whose plan does not have {one.name!r} as it "
                 "is now: a plan is committed before its run"
