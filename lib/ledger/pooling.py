@@ -3,7 +3,8 @@
 Seeds of a long experiment run apart, on all cores; its claims are judged over all of them together. Pooled is
 only what differs in nothing but the seeds: the same parameters, method, data and packages, no seed twice.
 Arrays per seed are strung together in the order of seeds, results per test unit too, and what the units add
-to the error bars is computed anew from these; arithmetic must be equal in all runs.
+to the error bars is computed anew from these; arithmetic must be equal in all runs. What was pooled before
+pools again: the first seeds of a plan, archived, with the rest.
 """
 
 from __future__ import annotations
@@ -32,25 +33,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompleteRun:
-    """A complete run: its folder, its name in messages, its evidence, fingerprint and method."""
+    """A complete run, or what several were pooled to: its folder, its name in messages, its evidence, what it
+    was measured with, and how its runs came about."""
 
     folder: Path
     name: str
     evidence: Evidence
-    fingerprint: str
     method: Mapping[str, str]
+    made: tuple[RunMade, ...]
 
     @property
     def seeds(self) -> list[int]:
         """In the order of its measurements."""
         return list(self.evidence.parameters["seeds"])
 
-    def made(self) -> RunMade:
-        """How it came about, as the archive keeps it."""
-        provenance = self.evidence.provenance
+    @classmethod
+    def of(cls, folder: Path, name: str, evidence: Evidence, held: Mapping[str, Any]) -> CompleteRun:
+        """A single run; `held` is what its folder says of it."""
         names = set(RunMade.model_fields) & set(Provenance.model_fields)
-        same = {name: getattr(provenance, name) for name in names}
-        return RunMade(seeds=self.seeds, fingerprint=self.fingerprint, **same)
+        same = {name: getattr(evidence.provenance, name) for name in names}
+        made = RunMade(seeds=evidence.parameters["seeds"], fingerprint=held["fingerprint"], **same)
+        return cls(folder, name, evidence, held["method"], (made,))
 
 
 def pool(
@@ -107,7 +110,7 @@ def pool(
         parameters=first.parameters | {"seeds": seeds},
         plan=plan,
         method=dict(runs[0].method),
-        runs=tuple(run.made() for run in runs),
+        runs=tuple(made for run in runs for made in run.made),
     )
     return evidence, tables
 
@@ -141,6 +144,10 @@ def _measurement(runs: Sequence[CompleteRun], number: int, replicate: str) -> Me
     parts = [run.evidence.measurements[number] for run in runs]
     started = [run.evidence.provenance.started for run in runs]
     pooled = parts[started.index(min(started))]
+    other = f"Measured per {replicate} in each of several runs, which pool by seed only."
+    not_by_seed = pooled.model_copy(update={"tested": False, "reason": other, "measured": {}, "units": {}})
+    if any(part.reason == other for part in parts):  # what was pooled before
+        return not_by_seed
     for name in ("tested", "reason", "protocol", "synthetic", "anchor"):
         for run, part in zip(runs, parts, strict=True):
             if (theirs := getattr(part, name)) != (mine := getattr(parts[0], name)):
@@ -165,8 +172,7 @@ def _measurement(runs: Sequence[CompleteRun], number: int, replicate: str) -> Me
             elif replicate == "seed":
                 raise ValueError(f"{where[0]}, {metric} of {arm}: neither one number per seed nor all equal")
             else:
-                reason = f"Measured per {replicate} in each of {len(runs)} runs, which pool by seed only."
-                return pooled.model_copy(update={"tested": False, "reason": reason, "measured": {}})
+                return not_by_seed
     return pooled.model_copy(update={"measured": measured})
 
 
@@ -229,17 +235,27 @@ def _tables(runs: Sequence[CompleteRun]) -> tuple[dict[str, bytes], tuple[Artifa
         {a.name: a for a in run.evidence.artifacts if a.kind == "table" and not a.numbers} for run in runs
     ]
     for name in _same_names(named, [run.name for run in runs]):
-        artifact = named[0][name]
-        (file,) = artifact.files
-        texts = [_text((run.folder / file).read_bytes(), file) for run in runs]
-        found = _pooled(file, texts, runs)
+        files = [tables[name].files for tables in named]
+        texts = [
+            {file: _text((run.folder / file).read_bytes(), file) for file in theirs}
+            for run, theirs in zip(runs, files, strict=True)
+        ]
+        found = _pooled(texts, runs)
         kept |= {path: _content(text, path) for path, text in found.items()}
-        artifacts.append(artifact.model_copy(update={"files": tuple(found)}))
+        artifacts.append(named[0][name].model_copy(update={"files": tuple(found)}))
     return kept, tuple(artifacts)
 
 
-def _pooled(file: str, texts: Sequence[str], runs: Sequence[CompleteRun]) -> dict[str, str]:
-    """One table over all runs, or one for each, by path."""
+def _pooled(tables: Sequence[Mapping[str, str]], runs: Sequence[CompleteRun]) -> dict[str, str]:
+    """One table over all runs, or one for each, by path; `tables` has each run's, pooled ones may have more."""
+    if any(len(table) > 1 for table in tables):
+        return {
+            path: text
+            for table, run in zip(tables, runs, strict=True)
+            for path, text in (table if len(table) > 1 else _marked(table, run)).items()
+        }
+    file = next(iter(tables[0]))
+    texts = [table[file] for table in tables]
     if len(set(texts)) == 1:
         return {file: texts[0]}
     heads = [next(csv.reader(io.StringIO(text)), []) for text in texts]
@@ -247,13 +263,19 @@ def _pooled(file: str, texts: Sequence[str], runs: Sequence[CompleteRun]) -> dic
         if head != heads[0]:
             raise ValueError(f"{run.name}, {file}: columns {', '.join(head)}, not {', '.join(heads[0])}")
     if "seed" not in heads[0]:
-        stem, dot, suffix = file.partition(".")
-        marks = ["-".join(map(str, run.seeds)) for run in runs]
-        return {f"{stem}-seed-{mark}{dot}{suffix}": text for mark, text in zip(marks, texts, strict=True)}
+        marked = [_marked(table, run) for table, run in zip(tables, runs, strict=True)]
+        return {path: text for table in marked for path, text in table.items()}
     rows = [row for text in texts for row in list(csv.reader(io.StringIO(text)))[1:]]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([heads[0], *rows])
     return {file: out.getvalue()}
+
+
+def _marked(table: Mapping[str, str], run: CompleteRun) -> dict[str, str]:
+    """A run's table under a path that says which seeds it has."""
+    ((file, text),) = table.items()
+    stem, dot, suffix = file.partition(".")
+    return {f"{stem}-seed-{'-'.join(map(str, run.seeds))}{dot}{suffix}": text}
 
 
 # --- results per test unit ---------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from lib.ledger.archive import (
     PlannedRun,
     archived,
     first_difference,
+    load_archived,
     load_plan,
     plan_file,
     read_plan,
@@ -113,7 +114,18 @@ def complete_run(folder: Path) -> CompleteRun:
         raise RequestError(f"{name} was not made from a git checkout")
     if evidence.provenance.dirty:
         raise RequestError(f"{name} was made with changes that are in no commit")
-    return CompleteRun(folder, name, evidence, there["fingerprint"], there["method"])
+    return CompleteRun.of(folder, name, evidence, there)
+
+
+def archived_runs(folder: Path, root: Path) -> CompleteRun:
+    """The first seeds of a plan, as they lie in the archive; RequestError unless a commit has them so."""
+    name = folder.relative_to(root).as_posix()
+    if git(root, "ls-files", "--error-unmatch", f"{name}/evidence.json") is None:
+        raise RequestError(f"{name} is in no commit")
+    if git(root, "status", "--porcelain", "--ignored", "--", name):
+        raise RequestError(f"{name} is not what the last commit has there")
+    evidence = load_archived(folder / "evidence.json", name)
+    return CompleteRun(folder, name, evidence, evidence.method, evidence.runs)
 
 
 # --- git and the plan --------------------------------------------------------------------------------------
@@ -156,10 +168,10 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
     """
     first = runs[0]
     chapter, scale = first.evidence.chapter, first.evidence.scale
-    for run in runs:
-        commit = run.evidence.provenance.commit
+    made = {run.name: sorted({one.commit for one in run.made}) for run in runs}
+    for name, commit in ((name, commit) for name, commits in made.items() for commit in commits):
         if git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
-            raise RequestError(f"{run.name} was made from commit {commit[:10]}, which is not in this history")
+            raise RequestError(f"{name} was made from commit {commit[:10]}, which is not in this history")
     planned = [one for one in load_plan(chapter, root) if one.scale == scale]
     if not planned:
         raise RequestError(f"{plan_file(chapter)} plans no run at scale {scale}")
@@ -177,11 +189,10 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
         raise RequestError(f"seed {missing[0]} of the planned run {one.name!r} is missing")
     if missing and missing != list(one.seeds[-len(missing) :]):
         raise RequestError(f"seed {missing[0]} comes before others in the plan: partial are the first seeds")
-    for run in runs:
-        commit = run.evidence.provenance.commit
+    for name, commit in ((name, commit) for name, commits in made.items() for commit in commits):
         if one not in read_plan(git(root, "show", f"{commit}:{plan_file(chapter)}") or "[]", commit[:10]):
             raise RequestError(
-                f"{run.name} was made from commit {commit[:10]}, whose plan does not have {one.name!r} as it "
+                f"{name} was made from commit {commit[:10]}, whose plan does not have {one.name!r} as it "
                 "is now: a plan is committed before its run"
             )
     return one
@@ -202,7 +213,8 @@ def archive(
     Parameters
     ----------
     folders : sequence of Path
-        Of runs; all seeds that were planned, in one run or in many.
+        Of runs; all seeds that were planned, in one run or in many. The folder in the archive that has the
+        first of them may stand for these.
     root : Path, optional
         The repository.
     say : callable
@@ -223,8 +235,12 @@ def archive(
         than an archive may be.
     """
     root = (root or ROOT).resolve()
-    runs = [complete_run(folder.resolve()) for folder in dict.fromkeys(folders)]
+    kept = root / "book" / "archive"
     try:
+        runs = [
+            archived_runs(folder, root) if folder.is_relative_to(kept) else complete_run(folder)
+            for folder in dict.fromkeys(folder.resolve() for folder in folders)
+        ]
         ledger = load_ledger(runs[0].evidence.chapter, root)
         one = plan_of(runs, root, partial=partial)
         evidence, tables = pool(runs, ledger, one.name)
@@ -249,7 +265,7 @@ def archive(
         place = place.with_name(f"{name}-{one.name}-{len(piece.seeds)}")
     _write(place, tables | {"evidence.json": content})
     say(
-        f"[{evidence.chapter}] {plural(len(runs), 'run')}, {piece.core_hours:.2f} core-hours"
+        f"[{evidence.chapter}] {plural(len(piece.evidence.runs), 'run')}, {piece.core_hours:.2f} core-hours"
         f"{piece.progress and f', {piece.progress}'} · {shown(place)}"
     )
     for claim in piece.evidence.claims:

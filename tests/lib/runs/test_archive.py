@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def test_pooled_runs_are_what_one_run_with_all_seeds_is(made, copies, root):
         if claim.id in ("C1", "C2"):
             assert claim.interval.low == pytest.approx(theirs.interval.low, rel=1e-4)
             assert claim.interval.replicates == 4
-    assert piece.claim("C3").reason == "Measured per block in each of 4 runs, which pool by seed only."
+    assert piece.claim("C3").reason == "Measured per block in each of several runs, which pool by seed only."
     # Tables: strung together, kept once, or once per run; what the ledger makes again is left out.
     assert {path.name for path in (folder / "tables").iterdir()} == {
         "scores.csv",
@@ -229,6 +230,33 @@ def test_the_first_seeds_of_a_plan_are_kept_as_such_and_all_of_them_later(copies
     assert whole.missing == () and whole.progress == ""
 
 
+def test_the_rest_of_a_plan_joins_the_seeds_that_are_archived(copies, root, tmp_path):
+    """Whose folders are gone: what is archived of them pools with the rest as they would."""
+    first = archive(copies[:2], root, partial=True)
+    assert "is in no commit" in refused([first, *copies[2:]], root)
+    commit(SimpleNamespace(root=root))
+    assert "seed 12 is in more than one of the runs" in refused([first, *copies[1:]], root)
+    assert "seed 14 of the planned run 'main' is missing" in refused([first, copies[2]], root)
+    (first / "tables/same.csv").write_text("edited\n")
+    assert "is not what the last commit has there" in refused([first, *copies[2:]], root)
+    git(root, "checkout", "--", ".")
+    said = []
+    joined = archive([copies[3], first, copies[2]], root, said.append)
+    assert said[0].startswith("[planned] 4 runs, ")
+    git(root, "checkout", "-q", "-b", "beside", "HEAD~1")
+    shutil.move(joined, tmp_path / "joined")
+    at_once = archive(copies, root)
+    for file in sorted(path.relative_to(at_once) for path in at_once.rglob("*") if path.is_file()):
+        one, other = ((folder / file).read_bytes() for folder in (tmp_path / "joined", at_once))
+        if file.name == "evidence.json":
+            one, other = (json.loads(content) for content in (one, other))
+            for content in (one, other):  # sums of other order
+                content["provenance"]["wall_seconds"] = round(content["provenance"]["wall_seconds"], 6)
+                content["provenance"]["sections"] = None
+        assert one == other, file
+    assert len(list((tmp_path / "joined").rglob("*"))) == len(list(at_once.rglob("*")))
+
+
 def test_runs_that_differ_in_more_than_seeds_do_not_pool(copies, root):
     def changed(*, pair: bool = False, **changes) -> str:
         files = ["evidence.json"] if not pair else ["evidence.json", "parameters.json"]
@@ -290,13 +318,7 @@ def test_a_plan_is_committed_before_its_run(made, copies, root):
         PLAN.replace("After one draw.\n  claims: [C1, C2]", "When it looks good.\n  claims: [C1]")
     )
     assert "whose plan does not have 'main' as it is now: a plan is committed before" in refused(copies, root)
-
-    class Clone:
-        pass
-
-    clone = Clone()
-    clone.root = root
-    commit(clone)
+    commit(SimpleNamespace(root=root))
     assert "a plan is committed before its run" in refused(copies, root), "a later commit is too late"
     plan.write_text(PLAN.replace("gain: 0.2", "gain: 0.3"))
     assert "is not the planned run 'main': gain is 0.2, not 0.3" in refused(copies, root)
