@@ -45,13 +45,17 @@ def committed(root: Path, path: str, commit: str = "HEAD") -> str:
     return (git(root, "log", "-1", *form, commit, "--", path) or "").strip()
 
 
-def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:
+def status(
+    archive: Mapping[str, Sequence[Piece]], root: Path, evidence: Mapping[str, Evidence] | None = None
+) -> str:
     """A section per chapter that has announced or kept a run.
 
     Parameters
     ----------
     archive : mapping
         By chapter, from `load`.
+    evidence : mapping, optional
+        Of this build's runs, by chapter.
     root : Path
         The repository, with the plans.
     """
@@ -68,7 +72,9 @@ def status(archive: Mapping[str, Sequence[Piece]], root: Path) -> str:
             lines.append(_row(chapter, name, planned.get(name), made.get(name), root))
         lines += ["", ":::{dropdown} What was announced, and what became of it", ""]
         for name in dict.fromkeys([*planned, *made]):
-            lines += [_told(name, planned.get(name), made.get(name)), ""]
+            told = _told(name, planned.get(name), made.get(name))
+            here = (evidence or {}).get(chapter)
+            lines += [told + _still(made.get(name), kept, here), ""]
         lines += [":::", ""]
     return "\n".join(lines or ["No long run has been announced yet.", ""])
 
@@ -142,6 +148,26 @@ def _told(name: str, planned: PlannedRun | None, piece: Piece | None) -> str:
     return " ".join(parts)
 
 
+def _still(piece: Piece | None, kept: Sequence[Piece], here: Evidence | None) -> str:
+    """Whether what has changed since a run changes numbers, where this build can say.
+
+    It can where a run of this build's setting was archived with the method that `piece` was measured with.
+    """
+    if piece is None or not piece.changed or here is None:
+        return ""
+    then = same_setting(here, [one for one in kept if one.evidence.method == piece.evidence.method])
+    table = repeats(here, then.evidence) if then else ()
+    if not len(table):
+        return ""
+    if (table["difference"].abs() <= 1e-9 * table["archived"].abs()).all():
+        return (
+            f" In this build's own run the change changes nothing: {plural(len(table), 'mean')} as archived."
+        )
+    spread = table[table["spread"] > 0]
+    near = f"{sum(spread['within'])} of {len(spread)} means within the spread over its seeds"
+    return f" This build's own run differs from the one archived with the method of then: {near}."
+
+
 def write(
     root: Path,
     evidence: Mapping[str, Evidence],
@@ -149,5 +175,5 @@ def write(
     folder: Path,
 ) -> None:
     """Write both fragments, ``archive.md`` and ``machine.md``, into `folder`."""
-    (folder / "archive.md").write_text(status(archive, root), encoding="utf-8")
+    (folder / "archive.md").write_text(status(archive, root, evidence), encoding="utf-8")
     (folder / "machine.md").write_text(machine_check(evidence, archive), encoding="utf-8")

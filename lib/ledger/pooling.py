@@ -247,7 +247,7 @@ def _tables(runs: Sequence[CompleteRun]) -> tuple[dict[str, bytes], tuple[Artifa
 
 
 def _pooled(tables: Sequence[Mapping[str, str]], runs: Sequence[CompleteRun]) -> dict[str, str]:
-    """One table over all runs, or one for each, by path; `tables` has each run's, pooled ones may have more."""
+    """One table over all runs, or one for each, by path; of each run `tables` has one, or many if pooled."""
     if any(len(table) > 1 for table in tables):
         return {
             path: text

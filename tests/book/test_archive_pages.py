@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,45 @@ def test_runs_that_were_announced_and_kept_are_listed(root):
     assert "By today's rules: T1 exact, T2 holds." in told[0]
     assert "Other today than in that run: cell 1." in told[0]
     assert "Beside the scale's own parameters: samples = 5. Stopping: When it stops." in told[1]
+
+
+def test_whether_a_change_since_changes_numbers_is_told_by_this_builds_own_run(root, evidence):
+    archive = archive_pages.load(["template"], root, request)
+    (piece,) = archive["template"]
+    same = archive_pages.status(archive, root, {"template": evidence})
+    assert "In this build's own run the change changes nothing: 6 means as archived." in same
+    moved = [
+        measurement.model_copy(update={"measured": shifted(measurement.measured)})
+        for measurement in evidence.measurements
+    ]
+    other = evidence.model_copy(update={"measurements": tuple(moved)})
+    differs = archive_pages.status(archive, root, {"template": other})
+    assert "differs from the one archived with the method of then: 0 of 6 means within" in differs
+    silent = [
+        ({}, archive),  # no run in this build
+        ({"template": evidence.model_copy(update={"scale": "book"})}, archive),  # of another setting
+        ({"template": evidence}, {"template": (replace(piece, changed=()),)}),  # nothing has changed
+    ]
+    for here, kept in silent:
+        assert "own run" not in archive_pages.status(kept, root, here)
+    elsewhere = piece.evidence.model_copy(update={"method": {"cell 1": "another"}, "plan": "later"})
+    kept = {"template": (piece, replace(piece, evidence=elsewhere))}
+    later = archive_pages.status({"template": kept["template"][1:]}, root, {"template": other})
+    assert "method of then" in later, "its own setting and method"
+    first = replace(piece, evidence=piece.evidence.model_copy(update={"scale": "long"}))
+    mixed = archive_pages.status({"template": (first, kept["template"][1])}, root, {"template": evidence})
+    told = next(line for line in mixed.splitlines() if line.startswith("**main**"))
+    assert "own run" not in told, "archived with another method"
+
+
+def shifted(measured):
+    """Every number of every arm, far away."""
+    return {
+        metric: {arm: tuple(value + 10 for value in values) for arm, values in arms.items()}
+        if isinstance(arms, Mapping)
+        else arms
+        for metric, arms in measured.items()
+    }
 
 
 def test_a_run_that_nobody_plans_any_more_is_still_listed(root):
