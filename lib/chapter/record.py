@@ -32,7 +32,7 @@ from lib.ledger.evidence import (
     rule_identity,
 )
 from lib.ledger.provenance import Provenance, collect, git_state
-from lib.ledger.schema import Claim, Ledger, load_ledger
+from lib.ledger.schema import Claim, Ledger, Setting, load_ledger
 from lib.ledger.verdicts import judge, not_tested
 
 if TYPE_CHECKING:
@@ -87,14 +87,19 @@ class Record:
         self._data: dict[str, DataUsed] = {}
         self._artifacts: dict[str, Artifact] = {}
         self._numbers: dict[str, float] = {}
+        self._settings: dict[str, Setting] = {}
         self._units = per_unit.UnitTable()
         self.log = _log_to(self.folder / "log.txt")
 
     # --- claims ---
 
-    def tests(self, claim_id: str, **settings: Any) -> bool:
-        """Whether the ledger has this scale test the claim, with these parameters (``dataset="ml-1m"``)."""
-        return self.ledger[claim_id].tested_at(self.scale, **settings)
+    def settings(self, **values: Setting) -> None:
+        """Keep what the ledger's scopes and conditions speak of: data and sizes, before claims are judged."""
+        self._settings |= values
+
+    def tests(self, claim_id: str, **settings: Setting) -> bool:
+        """Whether the ledger has this scale test the claim, with the settings and these (``depth=50``)."""
+        return self.ledger[claim_id].tested_at(self.scale, **self._settings | settings)
 
     def judge(
         self,
@@ -147,7 +152,7 @@ class Record:
         return self._keep(Measurement(claim=claim_id, tested=False, reason=reason, anchor=anchor, rule=rule))
 
     def _keep(self, measurement: Measurement) -> Html:
-        evidence = measurement.judged_by(self.ledger, self.scale)
+        evidence = measurement.judged_by(self.ledger, self.scale, self._settings)
         self._measurements[measurement.claim] = measurement
         self._claims[measurement.claim] = evidence
         self.log.info("%s: %s. %s", evidence.id, evidence.verdict, evidence.reason)
@@ -320,7 +325,7 @@ class Record:
 
     def ledger_table(self) -> Html:
         """What is claimed, and what this scale tests of it."""
-        return tables.ledger_table(self.ledger, self.chapter, self.scale).marked("ledger")
+        return tables.ledger_table(self.ledger, self.chapter, self.scale, self._settings).marked("ledger")
 
     def verdicts(self) -> Html:
         """What became of every claim so far."""
@@ -350,6 +355,7 @@ class Record:
         record = ChapterRecord(
             chapter=self.chapter,
             scale=self.scale,
+            settings=self._settings,
             claims=self._in_order(),
             measurements=tuple(self._measurements[claim.id] for claim in self.ledger.claims),
             data=tuple(self._data.values()),

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from docutils.nodes import make_id
 
+from lib.ledger.evidence import scope_of
 from lib.ledger.floors import asked_first
 from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.provenance import Provenance, direct_dependencies
-from lib.ledger.schema import Changed, Ledger
+from lib.ledger.schema import Changed, Ledger, Setting
 from lib.ledger.standing import Standing, group
 from lib.ledger.verdicts import VERDICTS, Effect, Summary
 from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
@@ -68,7 +69,7 @@ def mark(shows: str) -> dict[str, object]:
     return {MARK: {"shows": shows}} if shows else {}
 
 
-def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
+def ledger_table(ledger: Ledger, chapter: str, scale: str, settings: Mapping[str, Setting]) -> Html:
     """The claims of a paper, a line each: what is said, and how `scale` tests it. The rest unfolds."""
     rows = []
     for claim in ledger.claims:
@@ -76,7 +77,8 @@ def ledger_table(ledger: Ledger, chapter: str, scale: str) -> Html:
         place = make_id(f"{chapter}-{claim.id}")  # Sphinx makes hyphens of underscores
         label = f'<a href="#{place}">{claim.id}</a>' if entry.tested else claim.id
         how = f"by {claim.kind}" if entry.tested else "not tested here"
-        here = "Tested: " + (entry.scope or "the whole claim") if entry.tested else f"Not tested: {entry.why}"
+        scope = scope_of(entry.scope, settings) or "the whole claim"
+        here = f"Tested: {scope}" if entry.tested else f"Not tested: {entry.why}"
         if entry.tested and entry.when:
             here += f" (with {entry.conditions()})"
         mark = ' <span class="mark-synthetic">synthetic</span>' if entry.synthetic else ""

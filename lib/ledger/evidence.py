@@ -11,6 +11,7 @@ today's ledger without executing anything.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.paper_numbers import Provenance as NumberProvenance
 from lib.ledger.provenance import Provenance
 from lib.ledger.rules import Floor, Range, Schema
-from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, ScaleName
+from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, ScaleName, Setting
 from lib.ledger.units import UnitSpread
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
 
@@ -48,8 +49,8 @@ class Measurement(Schema):
     anchor: str
     rule: str
 
-    def judged_by(self, ledger: Ledger, scale: str) -> ClaimEvidence:
-        """The claim's evidence by `ledger`; ValueError where this does not fit what the ledger asks for."""
+    def judged_by(self, ledger: Ledger, scale: str, settings: Mapping[str, Setting]) -> ClaimEvidence:
+        """The claim's evidence by `ledger`, for these settings; ValueError where it does not fit."""
         claim = ledger[self.claim]
         if self.tested:
             verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic, self.units)
@@ -59,7 +60,15 @@ class Measurement(Schema):
         protocol = self.protocol or claim.protocol
         one = ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
         possible = {metric: ends for metric, ends in ledger.possible.items() if metric in verdict.measured}
-        return one.model_copy(update={"possible": possible})
+        return one.model_copy(update={"possible": possible, "scope": scope_of(verdict.scope, settings)})
+
+
+def scope_of(scope: str, settings: Mapping[str, Setting]) -> str:
+    """A ledger's scope for a run with these settings, each in the place of its name in braces.
+
+    ``{pictures}`` is ``this run's pictures`` where the run does not tell what they are.
+    """
+    return re.sub(r"\{(\w+)\}", lambda name: str(settings.get(name[1], f"this run's {name[1]}")), scope)
 
 
 @cache
@@ -183,10 +192,14 @@ class Artifact(Schema):
 
 
 class ChapterRecord(Schema):
-    """``claims.json``: all that the chapter itself knows at its end."""
+    """``claims.json``: all that the chapter itself knows at its end.
+
+    `settings` are the data and sizes that the ledger's scopes and conditions speak of, as used.
+    """
 
     chapter: str
     scale: ScaleName
+    settings: dict[str, Setting] = Field(default_factory=dict)
     claims: tuple[ClaimEvidence, ...]
     measurements: tuple[Measurement, ...]
     data: tuple[DataUsed, ...]
@@ -215,7 +228,7 @@ class ChapterRecord(Schema):
         if missing := [claim for claim in asked if claim not in there]:
             raise ValueError(f"{', '.join(missing)}: not in this run's measurements")
         by_claim = {measurement.claim: measurement for measurement in self.measurements}
-        claims = tuple(by_claim[claim].judged_by(ledger, self.scale) for claim in asked)
+        claims = tuple(by_claim[claim].judged_by(ledger, self.scale, self.settings) for claim in asked)
         return self.model_copy(update={"claims": claims})
 
     def save(self, path: Path | str) -> None:

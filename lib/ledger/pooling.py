@@ -102,6 +102,7 @@ def pool(
     evidence = ArchivedEvidence(
         chapter=first.chapter,
         scale=first.scale,
+        settings=first.settings,
         claims=(),
         measurements=tuple(measurements),
         data=first.data,

@@ -66,8 +66,9 @@ class Changed(Schema):
 class ScaleEntry(Schema):
     """What one scale says about a claim.
 
-    `scope` names what of the claim this scale tests; `when` the parameters a run needs for it; `synthetic`
-    marks a made-up world; `reproduces` the paper's own data and protocol, needed for `reproduced`.
+    `scope` names what of the claim this scale tests, with ``{pictures}`` and the like where data or sizes are
+    the run's; `when` the settings that a run needs for it; `synthetic` marks a made-up world; `reproduces`
+    the paper's own data and protocol, needed for `reproduced`.
     """
 
     tested: bool
@@ -79,7 +80,7 @@ class ScaleEntry(Schema):
     reproduces: bool = False
 
     def conditions(self) -> str:
-        """``dataset = ml-1m or ml-20m``: the parameters that a run needs."""
+        """``dataset = ml-1m or ml-20m``: the settings that a run needs."""
         return ", ".join(f"{name} = {' or '.join(map(str, values))}" for name, values in self.when.items())
 
     @model_validator(mode="after")
@@ -156,7 +157,7 @@ class ClaimBase(Schema):
         return getattr(self.scales, scale) or ScaleEntry(tested=False, why=NO_LONG_RUN, command=command)
 
     def tested_at(self, scale: str, **settings: Any) -> bool:
-        """Whether a run at `scale` with these parameters tests the claim."""
+        """Whether a run at `scale` with these settings tests the claim."""
         entry = self.entry(scale)
         return entry.tested and all(settings.get(name) in values for name, values in entry.when.items())
 

@@ -102,7 +102,7 @@ class _Page:
         self.strongest = {claim: one.claim for claim, one in standing.items()}
         self.largest = largest(archive)
         self.parts: dict[str, Callable[..., tables.Html]] = {
-            "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale),
+            "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale, evidence.settings),
             "verdicts": lambda: tables.verdict_table(evidence.claims, standing),
             "verdict": lambda claim: tables.verdict_line(self.claims[claim], standing[claim]),
             "provenance": lambda: tables.provenance_table(evidence.provenance, evidence.data),

@@ -153,7 +153,7 @@ def test_evidence_has_the_published_keys(record):
     fill(record).close()
     whole = json.loads(Evidence.of_run(record.folder, {}).model_dump_json())
     keys = {"chapter", "scale", "parameters", "claims", "measurements", "data", "artifacts", "provenance"}
-    assert set(whole) == keys
+    assert set(whole) == keys | {"settings"}
     required = {"id", "verdict", "measured", "interval", "paper", "protocol", "synthetic", "anchor", "reason"}
     assert required | {"provenance_of_paper_number"} <= set(whole["claims"][0])
     schema = evidence_schema()
@@ -444,6 +444,25 @@ def test_measurements_are_judged_again_by_todays_ledger(record, root):
     forged = stored.claims[0].model_copy(update={"verdict": "reproduced"})
     edited = stored.model_copy(update={"claims": (forged, *stored.claims[1:])})
     assert edited.judged_by(record.ledger) == stored
+
+
+def test_the_scope_names_the_data_that_were_used(root):
+    scales = SMALL | {"book": {"tested": True, "scope": "on {words}, {depth} layers", "when": {"depth": 2}}}
+    changed(root, scales=scales)
+    record = Record("toy", scale="book", run_dir=root / "run", root=root)
+    assert "on this run's words, this run's depth layers" in soup(record.ledger_table()).text
+    assert not record.tests("C1") and record.tests("C1", depth=2)
+    record.settings(words="speeches <x>", depth=2)
+    assert record.tests("C1") and not record.tests("C1", depth=3)
+    assert "on speeches <x>, 2 layers" in soup(record.ledger_table()).text
+    assert "Scope: on speeches <x>, 2 layers." in soup(fill(record).verdicts()).text
+    record.close()
+    stored = Evidence.of_run(record.folder, {})
+    assert stored.claims[0].scope == "on speeches <x>, 2 layers" and stored.claims[1].scope == ""
+    assert stored.judged_by(record.ledger) == stored
+    reworded = scales | {"book": {"tested": True, "scope": "with {words}"}}
+    later = stored.judged_by(changed(root, scales=reworded))
+    assert later.claims[0].scope == "with speeches <x>"
 
 
 def test_measurements_that_do_not_fit_are_refused(record, root):
