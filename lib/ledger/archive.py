@@ -15,7 +15,6 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import yaml
 from pydantic import (
     AwareDatetime,
     Field,
@@ -31,6 +30,7 @@ from lib.ledger.evidence import ClaimEvidence, Evidence, Measurement
 from lib.ledger.rules import Schema, Text
 from lib.ledger.schema import SCALES, Ledger, ScaleName, load_ledger
 from lib.ledger.verdicts import not_tested
+from lib.yaml_reader import parse_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +80,7 @@ def plan_file(chapter: str) -> str:
 def read_plan(text: str, where: str) -> tuple[PlannedRun, ...]:
     """A plan from the text of its file; ValueError in one line that begins with `where`."""
     try:
-        planned = TypeAdapter(tuple[PlannedRun, ...]).validate_python(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        planned = TypeAdapter(tuple[PlannedRun, ...]).validate_python(parse_yaml(text, where))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the file"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
-import yaml
 
 from lib.files import ROOT
 from lib.ledger.archive import (
@@ -39,6 +38,7 @@ from lib.listing import plural
 from lib.runs.parameters import PLACES, RequestError, override, read_parameters
 from lib.runs.request import Request, resolve
 from lib.runs.runner import held, shown
+from lib.yaml_reader import parse_yaml
 
 #: Bytes of a folder of the archive: it lies in git for good.
 LARGEST = 20_000_000
@@ -147,7 +147,7 @@ def _planned(run: CompleteRun, one: PlannedRun, root: Path) -> dict[str, Any]:
     values = {name: parameter.default for name, parameter in declared.items()}
     if one.scale != "book":
         path = f"notebooks/scales/{one.scale}/{chapter}.yml"
-        values |= override(declared, yaml.safe_load(_at(commit, path, root)) or {}, path)
+        values |= override(declared, parse_yaml(_at(commit, path, root), path) or {}, path)
     values |= override(declared, one.parameters, plan_file(chapter))
     return {name: value for name, value in values.items() if name not in ("seeds", "scale", *PLACES)}
 

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from nbformat import NotebookNode
 from papermill.inspection import inspect_notebook
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lib.ledger.schema import SCALES  # noqa: F401
+from lib.yaml_reader import parse_yaml
 
 TYPES = {
     "int": int,
@@ -122,8 +122,7 @@ def read_parameters(notebook: NotebookNode, path: str) -> dict[str, Parameter]:
 def check(name: str, annotation: str, value: Any) -> Any:
     """Return ``value`` as the declared type, or refuse it.
 
-    Strict: no text for a number, no number for a switch. One exception: YAML reads ``1e-3`` (no dot) as text,
-    so text that spells a number is taken where a float is declared.
+    Strict: no text for a number, no number for a switch.
 
     Raises
     ------
@@ -131,15 +130,8 @@ def check(name: str, annotation: str, value: Any) -> Any:
         The value is of another type, not finite, or a list of seeds that is empty, negative or names a seed
         twice.
     """
-    candidate = value
-    if annotation == "float":
-        candidate = _number(value)
-    elif annotation == "list[float]" and isinstance(value, list):
-        candidate = [_number(item) for item in value]
-    elif annotation == "dict[str, float]" and isinstance(value, dict):
-        candidate = {key: _number(item) for key, item in value.items()}
     try:
-        candidate = TypeAdapter(TYPES[annotation], config=STRICT).validate_python(candidate)
+        candidate = TypeAdapter(TYPES[annotation], config=STRICT).validate_python(value)
     except ValidationError:
         hint = ""
         if annotation.startswith("list") and not isinstance(value, list):
@@ -156,16 +148,6 @@ def check(name: str, annotation: str, value: Any) -> Any:
     return candidate
 
 
-def _number(value: Any) -> Any:
-    """Text that spells a number, as that number; anything else unchanged."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
-
-
 def parse(parameter: Parameter, text: str) -> Any:
     """Read a value given as text, for example on a command line, as the parameter's type.
 
@@ -177,8 +159,8 @@ def parse(parameter: Parameter, text: str) -> Any:
     if parameter.annotation == "str":
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, parameter.name)
+    except ValueError:
         value = text
     return check(parameter.name, parameter.annotation, value)
 

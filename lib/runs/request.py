@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jupytext
-import yaml
 from nbformat import NotebookNode
 
 from lib.files import ROOT
 from lib.runs.fingerprint import identity, measurement_parts, method_identity
 from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
+from lib.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from lib.chapter.tables import Html
@@ -151,11 +151,11 @@ def _scale_overrides(
     path = _scale_file(chapter, scale, root)
     where = path.relative_to(root).as_posix()
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path, where) or {}
     except FileNotFoundError:
         raise RequestError(f"{chapter} has no scale {scale!r}: {where} does not exist") from None
-    except yaml.YAMLError as error:
-        raise RequestError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise RequestError(str(error)) from None
     if not isinstance(values, dict):
         raise RequestError(f"{where} must map parameters to values, got {type(values).__name__}")
     for name in ("scale", *PLACES):

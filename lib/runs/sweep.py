@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nbformat import NotebookNode
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +28,7 @@ from lib.ledger.provenance import git_state
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import RequestError, read_parameters, suggest
 from lib.runs.request import chapters, read_chapter, resolve
+from lib.yaml_reader import parse_yaml, read_yaml
 
 COLUMNS = ("chapter", "scale", "run", "parameters", "claim", "verdict", "mean", "low", "high")
 
@@ -141,9 +141,11 @@ def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping
     if "sweep" in config:
         name = str(config["sweep"])
         try:
-            asked = yaml.safe_load((root / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RequestError(f"{name}: {' '.join(str(error).split())}") from None
+            asked = read_yaml(root / name, name)
+        except OSError as error:
+            raise RequestError(f"{name}: {error.strerror}") from None
+        except ValueError as error:
+            raise RequestError(str(error)) from None
         asked = asked if isinstance(asked, list) else [asked]
         for one in asked:
             _check_specification(one, name)
@@ -213,7 +215,7 @@ def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tupl
         if not values:
             raise RequestError(f"{chapter}: no value of {name} to run")
         if annotation != "str":
-            values = [yaml.safe_load(value) if isinstance(value, str) else value for value in values]
+            values = [parse_yaml(value, name) if isinstance(value, str) else value for value in values]
         if annotation.startswith("list"):
             values = [value if isinstance(value, list) else [value] for value in values]
         grid[name] = values

@@ -123,7 +123,8 @@ def test_a_plan_that_says_nothing_useful_is_refused(root, changes, message):
 def test_a_file_that_is_no_list_of_runs_is_refused(root):
     for text, message in [
         ("{a: 1}", "the file: "),
-        ("[", "is not YAML"),
+        ("[", "plan.yml, line 1: not YAML"),
+        ("- name: main\n  name: other", "plan.yml, line 2: not YAML: 'name' twice"),
         (yaml.safe_dump([PLANNED] * 2), "'main' is planned twice"),
     ]:
         write_plan(root)

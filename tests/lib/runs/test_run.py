@@ -149,7 +149,7 @@ def test_a_scale_file_is_checked_like_the_command_line(project, request_run):
         ("seeds: 1", "smoke/tiny.yml: parameter seeds must be list[int]"),
         ("run_dir: here", "smoke/tiny.yml must not set run_dir"),
         ("[1]", "smoke/tiny.yml must map parameters to values, got list"),
-        ("a: [", "smoke/tiny.yml is not YAML"),
+        ("a: [", "smoke/tiny.yml, line 1: not YAML"),
     ]:
         project.write("notebooks/scales/smoke/tiny.yml", text)
         done = request_run("tiny", "--scale", "smoke")
@@ -158,7 +158,7 @@ def test_a_scale_file_is_checked_like_the_command_line(project, request_run):
 
 
 def test_a_number_without_a_dot_is_a_float(project, request_run):
-    """YAML 1.1 reads 1e-3 as text, on the command line as in a scale's file."""
+    """As YAML 1.2 reads 1e-3, on the command line as in a scale's file."""
     project.write("notebooks/scales/smoke/tiny.yml", "value: 1e-3\n")
     for arguments in (["-p", "value", "1e-3"], ["--scale", "smoke"], ["-p", "value", "0.001"]):
         done = request_run("tiny", *arguments, "--dry-run")

@@ -79,7 +79,7 @@ def test_a_grid_takes_every_combination_in_order(declared):
     found = list(points({"chapter": "tiny", "scale": "smoke", "grid": grid}))
     assert [point[:2] for point in found] == [("tiny", "smoke")] * 8
     # A list parameter takes an element a point, or whole lists; text stays text; YAML reads the other values.
-    assert found[0][2] == {"seeds": [0], "rate": "1e-3", "name": "3"}
+    assert found[0][2] == {"seeds": [0], "rate": 1e-3, "name": "3"}
     assert found[-1][2] == {"seeds": [1, 2], "rate": 2, "name": "x"}
     assert list(points({"chapter": "tiny"})) == [("tiny", "book", {})]
     with pytest.raises(RequestError, match="tiny: no value of rate to run"):
@@ -105,7 +105,8 @@ def test_what_a_sweep_asks_for(tmp_path):
         ("", r"grid\.yml: expected .*; got None"),
         ("{chapter: a, grid: [1]}", r"grid\.yml: grid must map parameters to values, got \[1\]"),
         ("{scale: smoke}", r"grid\.yml: expected {chapter, scale, grid}"),
-        ("a: [", r"grid\.yml: while parsing"),
+        ("a: [", r"grid\.yml, line 1: not YAML: "),
+        ("{chapter: a, grid: {x: [1]}, grid: {x: [2]}}", r"grid\.yml, line 1: not YAML: 'grid' twice"),
         (None, r"grid\.yml: .*No such file"),
     ],
 )

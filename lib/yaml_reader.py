@@ -1,0 +1,87 @@
+"""The one reader of YAML: what is written is what is read, or it is refused in a line.
+
+YAML 1.1 as PyYAML reads it keeps the last of two equal keys, and makes 8 of ``010``, 90 of ``1:30``, a switch
+of ``no`` and text of ``1e-3``. Here a key that is given twice is refused, numbers and switches are those of
+YAML 1.2, and what merely resembles one (``010``, ``1:30``, ``no``) stays the text that it is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+
+class _Reader(yaml.SafeLoader):
+    """The safe loader, with the numbers and switches of YAML 1.2, which refuses a key given twice."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key_node, _ in node.value:
+            # Another mapping's keys that are merged in (<<) may be overridden: that is what a merge is for.
+            merged = key_node.tag == "tag:yaml.org,2002:merge"
+            key = "<<" if merged else self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                raise yaml.constructor.ConstructorError(None, None, "a key of parts", key_node.start_mark)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} twice", key_node.start_mark)
+            keys.add(key)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), list(_first))
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """What a text in YAML says.
+
+    Parameters
+    ----------
+    text : str or bytes
+        One document; bytes are UTF-8, with or without a byte order mark.
+    where : str
+        Where it was written, for the message.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with `where` and names the line of the text: no YAML, a key given twice, a
+        tag that stands for more than plain data, nested too deeply, not UTF-8.
+    """
+    try:
+        return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, _Reader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{where}: not YAML: character {error.position + 1} is no text") from None
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not YAML: nested too deeply") from None
+    except ValueError as error:  # a day or an hour that no calendar has
+        raise ValueError(f"{where}: not YAML: {error}") from None
+
+
+def read_yaml(path: Path | str, where: str) -> Any:
+    """What a file in YAML says; as `parse_yaml`, or OSError where it cannot be read."""
+    return parse_yaml(Path(path).read_bytes(), where)
