@@ -153,7 +153,7 @@ class Project:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(*command, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -175,7 +175,7 @@ def requests(project: Project) -> Iterator[Callable[..., subprocess.CompletedPro
         return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
 
     yield ask
-    process.communicate(timeout=30)
+    process.communicate()
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_a_run_made_while_the_batch_goes_on_is_not_made_again(batch):
     assert batch.run("lib.run", other).returncode == 0
     (evidence,) = (batch.root / "runs/book" / other).rglob("evidence.json")
     made = evidence.read_bytes()  # with the time of day
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert f"[{other}] already complete" in out
     assert evidence.read_bytes() == made
@@ -177,7 +177,7 @@ def test_a_run_asks_a_cluster_for_what_the_front_matter_says(batch):
 
 def test_a_killed_run_is_named_with_its_command(batch):
     process = batch.start("snakemake", "execute_all", "--cores", "1", TINY_DIE="yes")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate()
     assert process.returncode == 1
     assert "one: cell" in err.split("failed:")[-1] and "two: cell" in err.split("failed:")[-1]
 

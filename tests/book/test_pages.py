@@ -209,9 +209,7 @@ def browse(html, pages, tmp_path_factory):
         profile = tmp_path_factory.mktemp("chromium")
         address = f"http://127.0.0.1:{server.server_address[1]}/probe"
         command = [chromium, *flags.split(), f"--user-data-dir={profile}", f"--window-size={width + 20},900"]
-        done = subprocess.run(
-            [*command, "--dump-dom", address], capture_output=True, text=True, timeout=200, check=True
-        )
+        done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, check=True)
         return json.loads(BeautifulSoup(done.stdout, "html.parser").find(id="result").get_text())
 
     yield run

@@ -592,7 +592,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     states = []
     for devices, strategy in ((1, "auto"), (2, "ddp")):
         file = tmp_path / f"{devices}.pt"
-        subprocess.run([sys.executable, script, str(devices), strategy, str(file)], check=True, timeout=120)
+        subprocess.run([sys.executable, script, str(devices), strategy, str(file)], check=True)
         states.append(torch.load(file, weights_only=True))
     torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-5)
 
