@@ -23,6 +23,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.files import replacing
 from lib.ledger.intervals import LEVEL, mean_interval
 
 KINDS: dict[str, Callable[..., Figure]] = {}
@@ -91,9 +92,13 @@ def shown(figure: Figure) -> str:
 
 
 def save(figure: Figure, png: Path, svg: Path) -> None:
-    """Write a figure's files, without dates or versions: the same numbers give the same files."""
-    figure.savefig(png, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    figure.savefig(svg, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Creator": None})
+    """Write a figure's files, whole or not at all; no dates or versions: the same numbers give the same."""
+    for path, kind, metadata in (
+        (png, "png", {"Software": None}),
+        (svg, "svg", {"Date": None, "Creator": None}),
+    ):
+        with replacing(path) as file:
+            figure.savefig(file, format=kind, bbox_inches="tight", facecolor="white", metadata=metadata)
 
 
 def arm_styles(arms: Sequence[str]) -> tuple[dict[str, tuple], dict[str, str], dict[str, tuple]]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.chapter.figures import MARKERS, arm_styles, arms_figure, curves_figure, seeds_bar, use_style
+from lib.chapter.figures import MARKERS, arm_styles, arms_figure, curves_figure, save, seeds_bar, use_style
 from lib.ledger.intervals import LEVEL
 
 matplotlib.use("Agg")
@@ -69,3 +69,19 @@ def test_arms_differ_without_colour_and_too_many_are_refused():
 def test_missing_columns_are_named():
     with pytest.raises(ValueError, match="missing: \\['Recall@10'\\]"):
         arms_figure(FRAME, ["Recall@10"])
+
+
+def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    figure, files = plt.figure(), (tmp_path / "a.png", tmp_path / "a.svg")
+    save(figure, *files)
+    before = [path.read_bytes() for path in files]
+
+    def half(file, **_):
+        file.write(b"<svg")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(KeyboardInterrupt):
+        save(figure, *files)
+    assert [path.read_bytes() for path in files] == before
+    assert sorted(tmp_path.iterdir()) == sorted(files)
