@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNT = 1 << 21
 
 
-def seconds(function) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def straightforward_encode(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """RV-Quant with 3 bits and 2 %, by the definition."""
     k = round(0.02 * x.numel())
@@ -42,7 +35,7 @@ def straightforward_encode(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.benchmark
-def test_packing_is_few_elementwise_passes(record_property):
+def test_packing_is_few_elementwise_passes(takes):
     x = torch.randn(COUNT, generator=torch.Generator().manual_seed(0)).relu()
     codes, values, index = straightforward_encode(x)
     packed = encode(x)
@@ -50,21 +43,14 @@ def test_packing_is_few_elementwise_passes(record_property):
     assert torch.equal(packed.index, index[order]) and torch.equal(packed.values, values[order])
     # At the places of large values codes mean nothing, and 1/step against a division may round differently.
     assert (packed.codes != codes).float().mean() < 1e-4
-    slow = min(seconds(lambda: straightforward_encode(x)) for _ in range(3))
-    fast = decoded = once = slow
-    for _ in range(40):
-        fast = min(fast, seconds(lambda: encode(x)))
-        decoded = min(decoded, seconds(packed.decode))
-        once = min(once, seconds(lambda: x.mul(2).clamp(0, 6).round()))
-    rate, back = x.nbytes / fast / 1e9, x.nbytes / decoded / 1e9
-    record_property("GB/s", rate)
-    print(
-        f"\n3 bits + 2 % of {COUNT} floats: {fast * 1e3:.1f} ms, {rate:.2f} GB/s, "
-        f"{slow / fast:.1f}x as fast as sorting, {fast / once:.1f} times scaling and rounding alone; "
-        f"back: {back:.2f} GB/s"
-    )
-    assert slow >= 3 * fast
-    assert fast <= 5 * once
+
+    def scale_and_round():
+        return x.mul(2).clamp(0, 6).round()
+
+    of = f"of {COUNT} floats, 3 bits and 2 %,"
+    takes(1 / 3, lambda: encode(x), lambda: straightforward_encode(x), what=f"packing {of} against sorting")
+    takes(5, lambda: encode(x), scale_and_round, what=f"packing {of} against scaling and rounding", rounds=40)
+    takes(5, packed.decode, scale_and_round, what=f"unpacking {of} against the same", rounds=40)
 
 
 def step(net, images, context) -> None:
@@ -83,7 +69,7 @@ def contexts(net) -> dict:
 
 
 @pytest.mark.benchmark
-def test_a_packed_step_takes_half_as_long_again_and_a_third_of_the_memory(record_property):
+def test_a_packed_step_takes_at_most_twice_as_long_and_a_third_of_the_memory(takes, record_property):
     torch.manual_seed(0)
     net, images = resnet(50).train(), torch.randn(2, 3, 224, 224)
     modes = contexts(net)
@@ -94,25 +80,17 @@ def test_a_packed_step_takes_half_as_long_again_and_a_third_of_the_memory(record
             loss = net(images).sum()
         kept[mode] = sum(context.stored_bytes().values())
         loss.backward()
-    for _ in range(3):  # on a machine with neighbours: what it can do, not what it did once
-        rounds = [
-            {mode: seconds(lambda m=mode: step(net, images, modes[m]())) for mode in modes} for _ in range(4)
-        ]
-        ratio = {mode: sorted(r[mode] / r["full precision"] for r in rounds)[1] for mode in modes}
-        if ratio["packed"] <= 1.6:
-            break
     memory = kept["packed"] / kept["full precision"]
-    record_property("time", ratio["packed"])
     record_property("memory", memory)
     print(
         f"\nResNet-50, batch 2: kept {kept['packed'] / 1e6:.0f} of {kept['full precision'] / 1e6:.0f} MB "
-        f"({100 * memory:.0f} %); time packed {ratio['packed']:.2f}x, "
-        f"checkpointed {ratio['checkpointed']:.2f}x; peak of tensors "
+        f"({100 * memory:.0f} %); peak of tensors "
         + ", ".join(f"{mode} {peak / 1e6:.0f} MB" for mode, peak in peaks.items())
     )
     assert memory <= 0.35
     assert peaks["packed"] < 0.5 * peaks["full precision"]
-    assert ratio["packed"] <= 1.6  # 1.3 to 1.6 on the processors seen
+    packed, plain = (lambda m=mode: step(net, images, modes[m]()) for mode in ("packed", "full precision"))
+    takes(2, packed, plain, what="a packed step of ResNet-50 against a plain one")  # 1.3 to 1.6 so far
 
 
 CHILD = """

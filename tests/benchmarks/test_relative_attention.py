@@ -8,7 +8,6 @@ paper's with a batch of 64: T = 200, H = 64, heads p-d + s-l, 2 blocks, 3416 ite
 from __future__ import annotations
 
 import copy
-import time
 from itertools import accumulate
 
 import pytest
@@ -139,33 +138,19 @@ def test_loss_and_gradients_equal_the_straightforward_ones(dtype):
         assert (gradient - weights[key].grad).abs().max() <= tolerance, key
 
 
-def _time(step) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
-
-
 @pytest.mark.benchmark
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_step_is_three_times_as_fast(dropout, record_property):
+def test_a_step_is_three_times_as_fast(dropout, takes):
     ours, theirs = (make_step(kind, 64, dropout) for kind in ("ours", "straightforward"))
     ours()  # allocations and caches; the straightforward step is long enough not to need it
-    fast, slow = min(_time(ours), _time(ours)), _time(theirs)
-    if slow < 3 * fast:  # a noisy machine: once more
-        fast, slow = min(fast, _time(ours), _time(ours)), min(slow, _time(theirs))
-    record_property("ratio", slow / fast)
-    print(f"\nstep at B=64, T=200, dropout {dropout}: {fast:.2f} s against {slow:.2f} s, {slow / fast:.1f}x")
-    assert slow >= 3 * fast
+    takes(1 / 3, ours, theirs, what=f"a step at B=64, T=200, dropout {dropout}", rounds=1)
 
 
 @pytest.mark.benchmark
-def test_a_small_step_is_not_slower(record_property):
+def test_a_small_step_is_not_slower(takes):
     ours, theirs = (make_step(kind, 64, 0.2, length=30) for kind in ("ours", "straightforward"))
-    times = [(_time(ours), _time(theirs)) for _ in range(12)]
-    fast, slow = min(t[0] for t in times), min(t[1] for t in times)
-    record_property("ratio", slow / fast)
-    print(f"\nstep at B=64, T=30, H=64: {fast * 1e3:.0f} ms against {slow * 1e3:.0f} ms, {slow / fast:.1f}x")
-    assert slow >= fast
+    ours(), theirs()
+    takes(1, ours, theirs, what="a step at B=64, T=30, H=64")
 
 
 @pytest.mark.benchmark
