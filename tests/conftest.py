@@ -2,15 +2,21 @@
 
 import json
 import os
+import platform
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,6 +119,28 @@ for line in sys.stdin:
 """
 
 
+# Property tests see the same examples at each `make test`; --hypothesis-profile random draws others, more.
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("random", derandomize=False, deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("fixed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=14, help="how often runs of chapters are killed")
+    parser.addoption(
+        "--seed", type=int, default=0, help="of those moments, and of what is drawn without a seed"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Whatever a test draws without a seed of its own is the same alone, in any order and in any process."""
+    seed = item.config.getoption("--seed")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
 class Project:
     """A copy of what a run needs, with tiny chapters in place of the real ones."""
 
@@ -196,6 +224,18 @@ def shared_requests(shared_project) -> Iterator[Callable[..., subprocess.Complet
     """As `requests`, for that project."""
     with requests(shared_project) as ask:
         yield ask
+
+
+@pytest.fixture
+def private(tmp_path_factory, monkeypatch) -> tuple[str, str]:
+    """Where this machine's user is at home and what it is called: names that are in no text by chance."""
+    home, machine = str(tmp_path_factory.mktemp("home-of-its-user")), "name-of-this-machine"
+    names = os.uname()
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((names[0], machine, *names[2:])))
+    monkeypatch.setattr(socket, "gethostname", lambda: machine)
+    monkeypatch.setattr(platform, "node", lambda: machine)
+    return home, machine
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorly.decomposition import partial_tucker
 
@@ -48,7 +48,6 @@ def test_a_planted_kernel_is_found_exactly():
     assert tucker2(k, 4, 6).relative_error > 0.01  # one rank too few is seen
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     outputs=st.integers(1, 14),
     inputs=st.integers(1, 14),

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -189,7 +189,6 @@ def test_the_objective_is_the_free_energy_up_to_a_constant():
 # --- invariances -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(2, 40),
     columns=st.integers(2, 40),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -55,7 +55,6 @@ class Concatenate(nn.Module):
     batch=st.integers(1, 3),
     inplace=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
 def test_a_chain_needs_its_largest_layer(widths, batch, inplace):
     layers = []
     for a, b in pairwise(widths):
@@ -166,7 +165,6 @@ def test_trace_of_a_chain():
 
 
 @given(st.integers(1, 100), st.integers(1, 200), st.integers(1, 200))
-@settings(max_examples=25, deadline=None)
 def test_intensity_of_a_fully_connected_layer(m, n, k):
     row = arithmetic_intensity(count_operations(nn.Linear(k, n), (m, k))).iloc[0]
     assert row["weights"] == pytest.approx(2 * m)
@@ -182,7 +180,6 @@ def test_intensity_of_a_square_layer_of_1024(rows, printed):
 
 
 @given(batch=st.integers(1, 4), groups=st.integers(1, 4), inner=st.integers(1, 3), stride=st.integers(1, 2))
-@settings(max_examples=25, deadline=None)
 def test_intensity_of_a_convolution_is_its_area(batch, groups, inner, stride):
     layer = nn.Conv2d(groups * inner, groups, 3, padding=1, stride=stride, groups=groups)
     row = arithmetic_intensity(count_operations(layer, (batch, groups * inner, 8, 10))).iloc[0]

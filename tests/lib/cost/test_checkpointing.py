@@ -7,7 +7,7 @@ from itertools import chain, combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.cost.checkpointing import checkpoint_cost, checkpoint_optimum
@@ -23,7 +23,6 @@ def every_placement(n: int):
 sizes = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=10)
 
 
-@settings(max_examples=60, deadline=None)
 @given(sizes)
 def test_optimum_is_the_best_of_all(units):
     outputs, interiors = zip(*units, strict=True)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,7 +50,6 @@ def test_convolution_by_hand():
     assert row["input_elements"] == 2 * 3 * 10 * 12
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     dimensions=st.integers(1, 3),
     transposed=st.booleans(),

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -138,7 +138,6 @@ def test_without_a_chip_it_is_the_one_level_roofline():
     dram=st.floats(1e9, 1e13),
     chip=st.floats(1e9, 1e14),
 )
-@settings(max_examples=30, deadline=None)
 def test_achieved_is_below_peak_and_allocation_within_capacity(capacity, peak, dram, chip):
     machine = Accelerator(
         capacity, operations_per_second=peak, dram_bytes_per_second=dram, chip_bytes_per_second=chip
@@ -163,7 +162,6 @@ WORK = workload(on_meta(resnet, depth=18), (1, 3, 224, 224))
 
 
 @given(st.floats(1e9, 1e14), st.floats(1, 10))
-@settings(max_examples=20, deadline=None)
 def test_more_bandwidth_is_never_slower_at_a_fixed_allocation(rate, factor):
     for name in ("operations_per_second", "dram_bytes_per_second", "chip_bytes_per_second"):
         slow = Accelerator(8 * MIB, **{name: rate}).achieved(WORK)

@@ -1,6 +1,5 @@
 """Where a result comes from: inside and outside of git, with and without a lock."""
 
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -77,18 +76,18 @@ def test_versions_are_those_installed(tmp_path):
     assert direct_dependencies(tmp_path / "nowhere") == ()
 
 
-def test_collected(checkout):
+def test_collected(checkout, private):
     started = datetime.now(UTC) - timedelta(seconds=5)
     found = collect(started, checkout)
     assert found.commit == git(checkout, "rev-parse", "HEAD")
-    assert found.wall_seconds == pytest.approx(5, abs=5)
+    assert found.wall_seconds >= 5
     assert found.threads == torch.get_num_threads()
     assert found.instruction_set == torch.backends.cpu.get_cpu_capability()
     assert found.processor == processor_name() != ""
     assert found.sections == {}
     assert Provenance.model_validate_json(found.model_dump_json()) == found
-    for private in (str(checkout), os.uname().nodename, os.path.expanduser("~")):
-        assert private in ("", "/") or private not in found.model_dump_json()
+    for name in (str(checkout), *private):
+        assert name not in found.model_dump_json()
 
 
 def test_what_a_run_of_hours_was_made_from_is_what_was_there_when_it_started(checkout):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.quantization.integer import (
@@ -57,7 +57,6 @@ def by_hand(a, w, spill, pair_cut=True):
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 70))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), sizes, st.sampled_from([None, 2, 4, 6, 16, 64]), st.integers(3, 8))
 def test_16_bits_saturate_as_step_by_step(seed, size, spill, bits):
     a, w = matrices(seed, *size, bits=bits)
@@ -76,7 +75,6 @@ def test_forgetting_the_pair_would_be_seen():
     assert by_hand(a, w, None, pair_cut=False)[0].item() == 32767 - 65280
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), sizes)
 def test_32_bits_are_exact(seed, size):
     a, w = matrices(seed, *size)
@@ -105,7 +103,6 @@ def test_spilling_in_time_is_exact_and_later_is_not(bits, safe):
         assert result.saturated.item() == (spill > safe)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), sizes, st.booleans(), st.booleans())
 def test_the_affine_identity(seed, size, per_channel, symmetric):
     random = torch.Generator().manual_seed(seed)
@@ -123,7 +120,6 @@ def test_the_affine_identity(seed, size, per_channel, symmetric):
         assert not torch.allclose(without.double(), real, rtol=1e-2)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from(["unsigned", "signed", "symmetric"]))
 def test_round_trip_loses_at_most_half_a_step(seed, bits, kind):
     x = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3

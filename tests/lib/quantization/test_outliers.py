@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -18,7 +18,6 @@ def matrices(seed, rows=3, columns=5, depth=40):
     return a, torch.randint(-128, 128, (columns, depth), dtype=torch.int8, generator=random)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8))
 def test_the_parts_add_up(seed, bits):
     _, w = matrices(seed)
@@ -36,7 +35,6 @@ def test_the_border_of_seven_bits():
     assert split.main.tolist() == [[0, -64, 63, 0]] and split.outliers().tolist() == [[-65, 0, 0, 64]]
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(list(SAFE)))
 def test_exact_when_spilled_in_time(seed, bits):
     a, w = matrices(seed)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.quantization import rounding as core
@@ -90,21 +90,18 @@ def check_exact_at_its_levels(quantizer, x):
 
 
 @every
-@settings(max_examples=20, deadline=None)
 @given(x=values, bits=widths)
 def test_every_value_is_a_level_and_codes_are_exact(name, x, bits):
     check_values_are_levels(made(name, bits, x), x)
 
 
 @every
-@settings(max_examples=20, deadline=None)
 @given(x=values, bits=widths)
 def test_monotone(name, x, bits):
     check_monotone(made(name, bits, x), x)
 
 
 @on_scale
-@settings(max_examples=20, deadline=None)
 @given(x=values, bits=widths, other=values)
 def test_within_half_a_step_and_exact_at_its_levels(name, x, bits, other):
     quantizer = made(name, bits, x)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.ao.quantization import HistogramObserver
 
@@ -28,7 +28,6 @@ def test_the_approximate_search_is_torchs(seed, bins):
     assert ours != (histogram.low, histogram.high)  # it did narrow
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]))
 def test_no_range_is_better_than_the_exact_one(seed, bits):
     histogram = Histogram.of(heavy(seed, 300), bins=48)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -83,7 +83,6 @@ def _terms(letter, timestamps, hidden_size, unit, dtype):
     return GridTerm(GapGrid(letter, *shape, dtype=dtype)), exact
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     letter=st.sampled_from("sel"),
     gaps=st.lists(
@@ -202,7 +201,6 @@ def test_tied_dropout_keeps_the_distribution_of_a_logit(letter):
 
 
 @given(st.floats(0.05, 0.9), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
 def test_dropout_keeps_the_mean_and_its_backward_matches(p, odd):
     torch.manual_seed(odd)
     x = torch.ones(20_000 + odd, requires_grad=True)
