@@ -13,13 +13,13 @@ import yaml
 
 from lib.runs.execution import ChapterFailed
 from lib.runs.parameters import RequestError, parse, read_parameters
-from lib.runs.request import chapters, read_chapter, resolve
+from lib.runs.request import chapters, read_chapter, refuse_absent, resolve
 from lib.runs.runner import is_complete, refuse_foreign, run, shown
 
 EXAMPLES = """\
 examples:
   python -m lib.run --list                          the chapters
-  python -m lib.run meantime --list                 its parameters: type, value, meaning
+  python -m lib.run meantime --list                 its parameters: type, range, value, meaning
   python -m lib.run meantime                        as the book shows it: minutes, one core
   python -m lib.run meantime --scale smoke          does every line run: seconds
   python -m lib.run meantime --scale paper -p dataset ml-20m
@@ -59,7 +59,7 @@ def _list(chapter: str | None, scale: str) -> None:
     request = resolve(chapter, scale)
     for name, parameter in request.declared.items():
         value = request.parameters.get(name, parameter.default)
-        print(f"{name}: {parameter.annotation} = {value!r}")
+        print(f"{name}: {parameter.kind} = {value!r}")
         print(textwrap.indent(textwrap.fill(parameter.help, 100), "    "))
 
 
@@ -175,9 +175,12 @@ def main(argv: list[str] | None = None) -> int:
         given = _given(options.overrides, options.chapter)
         request = resolve(options.chapter, options.scale, given, fetch=not options.dry_run)
         folder = (options.out or request.folder).resolve()
+        complete = is_complete(folder, request.fingerprint) and not options.force
+        if not complete:  # a dry run may ask what another machine would do at a scale
+            refuse_absent(request, given if options.dry_run else request.parameters)
         if options.dry_run:
             refuse_foreign(folder, request)
-            state = "complete" if is_complete(folder, request.fingerprint) else "would run"
+            state = "complete" if complete else "would run"
             print(f"[{request.chapter}] {state} · {shown(folder)}")
             print(yaml.safe_dump(request.parameters, sort_keys=False, default_flow_style=None), end="")
             return 0

@@ -1,13 +1,14 @@
 """What can be run: the chapters, and a request that has been checked before anything starts.
 
-A request is a chapter, a scale and the values of its parameters, all of them known and of the declared types
+A request is a chapter, a scale and the values of its parameters, all of them known and among those declared
 (`lib.runs.parameters`), with the fingerprint that names its folder (`lib.runs.fingerprint`). Nothing here
 writes a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ import jupytext
 from nbformat import NotebookNode
 
 from lib.files import ROOT
+from lib.runs.domains import A_FILE
 from lib.runs.fingerprint import identity, measurement_parts, method_identity
 from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
 from lib.yaml_reader import read_yaml
@@ -114,7 +116,8 @@ def resolve(
     Raises
     ------
     RequestError
-        Unknown chapter, scale or parameter (with the nearest known name), or a wrong type.
+        Unknown chapter, scale or parameter (with the nearest known name), a wrong type, or a value that the
+        chapter does not allow.
     """
     root = (root or ROOT).resolve()
     notebook = read_chapter(chapter, root)
@@ -133,6 +136,36 @@ def resolve(
     parts = measurement_parts(chapter, scale, notebook, parameters, root, fetch)
     fingerprint, method = identity(chapter, parameters, parts), method_identity(parts)
     return Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method)
+
+
+def refuse_absent(request: Request, names: Collection[str]) -> None:
+    """Refuse what parameters name and this machine does not have: a file, a graphics card.
+
+    Not part of `resolve`: a run may be planned, and looked up, on another machine than it needs.
+
+    Parameters
+    ----------
+    request : Request
+    names : collection of str
+        The parameters to look at.
+
+    Raises
+    ------
+    RequestError
+        In one line: which parameter, and what is not there.
+    """
+    for name in names:
+        value = request.parameters[name]
+        if request.declared[name].domain == A_FILE and value and not os.path.isfile(request.root / value):
+            raise RequestError(f"parameter {name}: there is no file {request.root / value}")
+    if "device" in names and request.parameters["device"] == "cuda" and not _has_cuda():
+        raise RequestError("parameter device: PyTorch finds no GPU here for 'cuda'; use 'cpu'")
+
+
+def _has_cuda() -> bool:
+    import torch  # seconds, which only a run on a GPU has to spend
+
+    return torch.cuda.is_available()
 
 
 def chapter_scales(chapter: str, root: Path | None = None) -> tuple[str, ...]:
@@ -165,7 +198,7 @@ def _scale_overrides(
 
 
 def parameter_table(chapter: str, root: Path | None = None) -> Html:
-    """What each parameter of a chapter means and its value at each scale it has, for the chapter to show."""
+    """What each parameter of a chapter means, may be and is at each scale it has, for the chapter to show."""
     from lib.chapter import tables  # only a page needs it; the batch reads this module often
 
     root = (root or ROOT).resolve()
@@ -176,7 +209,7 @@ def parameter_table(chapter: str, root: Path | None = None) -> Html:
         (
             f"<code>{name}</code>",
             escape(parameter.help),
-            f"<code>{parameter.annotation}</code>",
+            f"<code>{escape(parameter.kind)}</code>",
             *(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in scales),
         )
         for name, parameter in declared.items()

@@ -45,7 +45,7 @@ def number(x=1):
 def lay(project):
     """``tiny`` imports lib.models.upper, which imports lib.models.lower and the package ``arithmetic``;
     ``other`` imports lib.models.other and the intervals. ``tiny`` reads the data set that its parameter
-    ``device`` chooses."""
+    ``text`` chooses."""
     project.write("lib/models/lower.py", "NUMBER = 4\n")
     project.write("lib/models/upper.py", UPPER)
     project.write("lib/models/other.py", "NUMBER = 5\n")
@@ -57,8 +57,11 @@ def lay(project):
     project.write(
         "arithmetic-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: arithmetic\nVersion: 1.0\n"
     )
-    choice = "{device: {cpu: 'lib.data.tinyset:SET', cuda: 'lib.data.tinyset:OTHER'}}"
+    choice = "{text: {numbers: 'lib.data.tinyset:SET', letters: 'lib.data.tinyset:OTHER'}}"
     project.chapter("tiny", "from lib.models import upper", f"[{choice}]")
+    chapter = (project.root / "notebooks/tiny.md").read_text()
+    line = 'text: str = "numbers"  # which\nvalue: float'
+    project.write("notebooks/tiny.md", chapter.replace("value: float", line, 1))
     project.chapter("other", "from lib.ledger import intervals\nfrom lib.models import other")
     return project
 
@@ -172,9 +175,9 @@ def test_the_method_is_what_runs_of_other_seeds_share_part_by_part(layered):
         path.write_text(content)
         return [part for part in before if after.get(part) != before[part]]
 
-    before, others, cuda = methods({}, {"seeds": [7, 8], "value": 5.0}, {"device": "cuda"})
+    before, others, letters = methods({}, {"seeds": [7, 8], "value": 5.0}, {"text": "letters"})
     assert before == others, "values of parameters stand beside it"
-    assert set(before) ^ set(cuda) == {"data lib.data.tinyset:SET", "data lib.data.tinyset:OTHER"}
+    assert set(before) ^ set(letters) == {"data lib.data.tinyset:SET", "data lib.data.tinyset:OTHER"}
     assert before["package arithmetic"] == "1.0"
     assert "lib.chapter.record" not in before
     assert changed("lib/models/lower.py", replace("4", "3")) == ["lib.models.lower"]
@@ -201,15 +204,15 @@ def test_dates_and_places_decide_nothing(layered, folder):
 
 
 def test_the_data_that_count_are_those_that_the_parameters_select(layered, folder):
-    cpu, cuda = folder(), folder("-p", "device", "cuda")
+    numbers, letters = folder(), folder("-p", "text", "letters")
     layered.write("data/letters.txt", "a b d\n")
-    assert folder() == cpu and folder("-p", "device", "cuda") != cuda
+    assert folder() == numbers and folder("-p", "text", "letters") != letters
 
 
 def test_what_selects_no_data_is_refused_in_one_line(layered, request_run):
-    done = request_run("tiny", "--dry-run", "-p", "device", "cdua")
+    done = request_run("tiny", "--dry-run", "-p", "text", "leters")
     assert done.returncode == 2
-    assert done.stderr == "python -m lib.run: parameter device: unknown 'cdua' (did you mean 'cuda'?)\n"
+    assert done.stderr == "python -m lib.run: parameter text: unknown 'leters' (did you mean 'letters'?)\n"
 
 
 def test_data_that_somebody_must_put_there_are_missed_by_the_run_and_not_before(layered, folder):

@@ -113,7 +113,11 @@ BAD_REQUESTS = [
     (["tiny", "-p", "crash", "1"], "parameter crash must be bool, got 1 (int)"),
     (["tiny", "-p", "seeds", "3"], "parameter seeds must be list[int], got 3 (int); write [3]"),
     (["tiny", "-p", "seeds", "[0, true]"], "parameter seeds must be list[int]"),
-    (["tiny", "-p", "seeds", "[1, 1]"], "parameter seeds must name at least one seed"),
+    (
+        ["tiny", "-p", "seeds", "[1, 1]"],
+        "parameter seeds must be list[int], 1+ distinct in [0, 2^32), got [1, 1]",
+    ),
+    (["tiny", "-p", "device", "cuda"], "parameter device: PyTorch finds no GPU here for 'cuda'; use 'cpu'"),
     (["tiny", "-p", "value", "1", "-p", "value", "2"], "parameter value is given twice"),
     (["tiny", "-p", "scale", "smoke"], "parameter scale is set by --scale"),
     (["tiny", "-p", "run_dir", "x"], "parameter run_dir is set by --out"),

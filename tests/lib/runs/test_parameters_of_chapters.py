@@ -1,0 +1,234 @@
+"""What each chapter's parameters cell lets through: values of the right type and the wrong meaning."""
+
+import pytest
+from papermill.inspection import inspect_notebook
+
+from lib.runs import request as requests
+from lib.runs.parameters import RequestError, read_parameters
+from lib.runs.request import (
+    chapter_scales,
+    chapters,
+    parameter_table,
+    read_chapter,
+    refuse_absent,
+    resolve,
+)
+
+COUNT = (0, -1, 2.5)
+RATE = (0.0, -0.1, float("inf"), float("nan"), "fast")
+SHARE = (-0.1, 1.0, 2.0)
+
+EVERYWHERE = {
+    "seeds": ([], [-1], [2**32], [4294967296, 0], [3, 3], 0, ["0"], [0.5]),
+    "device": ("gpu", "tpu", "cuda:99", "CUDA", ""),
+}
+REFUSED = {
+    "facebook_inference": {
+        "device": ("cuda",),
+        "image_size": (*COUNT, 16),
+        "frames": COUNT,
+        "models_on_chip": (*COUNT, 6),
+        "capacities_mb": ([], [-1.0], [4.0, 4.0]),
+        "levels": ([], ["avx1024"], ["avx2"], ["AVX2", "AVX2"]),
+        "other_shapes": (["1x2"], ["0x2x3"], ["1x2x3x4"], ["1 x 2 x 3"], ["axbxc"], ["6x4x1", "6x4x1"]),
+        "rounds": COUNT,
+        "blocks": COUNT,
+        "table_rows": (*COUNT, 3),
+        "recommendation_batch": (-1,),
+        "vision_batch": (-1,),
+        "language_batch": (-1,),
+        "channels": ([], [0], [16, -1], [1, 1, 1, 1, 1]),
+        "steps": COUNT,
+        "calibration_images": (*COUNT, 100_000),
+        "test_images": (*COUNT, 100_000),
+        "images_16": (*COUNT, 100_000),
+    },
+    "meantime": {
+        "dataset": ("ml100k", "ML-100K", "", "netflix"),
+        "absolute": ("x", "p-", "pd", "p-s", "P-D"),
+        "relative": ("x", "-s", "sl", "d-l"),
+        "hidden_size": COUNT,
+        "num_blocks": COUNT,
+        "bert4rec_heads": COUNT,
+        "max_interval": COUNT,
+        "dropout": SHARE,
+        "mask_probability": (0.0, -0.2, 1.5),
+        "max_length": COUNT,
+        "train_stride": COUNT,
+        "batch_size": COUNT,
+        "learning_rate": RATE,
+        "learning_rates": ({"SASRec": 0.0}, {"SASRec": -1.0}),
+        "dropouts": ({"SASRec": 1.0}, {"SASRec": -0.5}),
+        "steps": COUNT,
+        "evaluate_every": COUNT,
+        "patience": COUNT,
+        "negatives_for_training": ("seen", "Pool", "none"),
+        "world_steps": COUNT,
+        "world_hidden_size": COUNT,
+    },
+    "oneshot_compression": {
+        "dataset": ("mnist", "cifar-10"),
+        "network": ("resnet", "vgg", "AlexNet"),
+        "channels": ([], [4], [4, 4], [4, 0, 4]),
+        "hidden": COUNT,
+        "initial_std": RATE,
+        "batch_size": COUNT,
+        "steps": COUNT,
+        "learning_rate": RATE,
+        "weight_decay": (-0.1,),
+        "finetune_steps": COUNT,
+        "finetune_learning_rate": RATE,
+        "sweeps": (-1,),
+        "vgg_layers": (*COUNT, 14),
+        "curve_points": COUNT,
+        "latency_rounds": COUNT,
+    },
+    "precision_highway": {
+        "dataset": ("fashion",),
+        "text": ("none", "PTB", "wikitext-103"),
+        "depth": (0, 19, 20, 1000),
+        "width": (0.0, -1.0, 0.001),
+        "batch_size": COUNT,
+        "learning_rate": RATE,
+        "steps": COUNT,
+        "quantised_learning_rate": RATE,
+        "quantised_steps": COUNT,
+        "deep_blocks": COUNT,
+        "vocabulary_size": (-1, 1, 2),
+        "lstm_units": COUNT,
+        "lstm_layers": COUNT,
+        "lstm_dropout": SHARE,
+        "embedding_range": RATE,
+        "streams": COUNT,
+        "length": COUNT,
+        "lstm_learning_rate": RATE,
+        "lstm_steps": COUNT,
+    },
+    "profit": {
+        "dataset": ("cifar",),
+        "photo_size": (*COUNT, 16),
+        "photo_steps": COUNT,
+        "widths": ([], [0.0], [11.0], [0.1, 0.1]),
+        "repeats": (*COUNT, 5),
+        "v3_momentum": (0.0, -0.1, 1.1),
+        "batch_size": COUNT,
+        "fp_steps": ([], [1], [1, 1, 1], [0, 1], [1, -1]),
+        "fp_rate": RATE,
+        "learning_rate": RATE,
+        "clip_norm": (-1.0,),
+        "stabilise_steps": (-1,),
+        "path": ([9], [1], [8, 8]),
+        "sample_steps": COUNT,
+        "map_bits": ([], [0], [1], [9], [2, 2]),
+        "map_rounds": ([], [0], [10, 10]),
+        "quantiser_steps": COUNT,
+        "teacher": ("other", "Self", ""),
+        "ema_rate": (-0.1, 1.1),
+    },
+    "template": {
+        "device": ("cuda",),
+        "samples": COUNT,
+        "sigma": RATE,
+    },
+    "value_aware": {
+        "dataset": ("svhn",),
+        "bits": (0, -1, 9),
+        "depth": (19, -18, 1),
+        "blocks": ([], [0], [1, -1]),
+        "width": (0.0, -0.5),
+        "steps": (*COUNT, 2),
+        "batch_size": COUNT,
+        "learning_rate": RATE,
+        "gradient_batch": COUNT,
+        "conventions": (*COUNT, 4),
+        "measured_depth": (0, 19),
+        "measured_size": (*COUNT, 32),
+        "measured_inception": (-1, 32),
+        "measured_batch": COUNT,
+        "rounds": COUNT,
+        "photographs": (*COUNT, 13),
+        "crops_each": COUNT,
+        "inference_bits": ([], [0], [9], [4, 4]),
+        "inference_ratios": ([], [2.0, 0.0, 0.1], [-0.1, 0.0, 0.1], [0.0, 0.0, 0.0]),
+    },
+}
+CASES = [
+    (chapter, name, value)
+    for chapter, of_chapter in REFUSED.items()
+    for table in (EVERYWHERE, of_chapter)
+    for name, values in table.items()
+    for value in values
+]
+every_chapter = pytest.mark.parametrize("chapter", chapters())
+
+
+def test_the_table_has_every_chapter():
+    assert sorted(REFUSED) == chapters()
+    assert len(CASES) > 400
+
+
+@every_chapter
+def test_a_value_that_cannot_be_meant_is_refused_before_anything_runs(chapter):
+    for _, name, value in (case for case in CASES if case[0] == chapter):
+        with pytest.raises(RequestError, match=rf"^{chapter}: parameter {name} must be ") as caught:
+            resolve(chapter, "smoke", {name: value})
+        message = str(caught.value)
+        assert len(message) <= 300 and message.isprintable(), message
+        assert f"got {value!r}" in message
+
+
+@every_chapter
+def test_every_number_and_choice_says_what_it_may_be(chapter):
+    notebook = read_chapter(chapter)
+    declared = read_parameters(notebook, chapter)
+    shown = inspect_notebook(notebook)  # what papermill's own help has
+    table = parameter_table(chapter)
+    entries = notebook.metadata["companion"]["data"]
+    choices = {name: each for entry in entries if isinstance(entry, dict) for name, each in entry.items()}
+    for name, parameter in declared.items():
+        if name not in ("data_dir", "run_dir") and parameter.annotation != "bool":
+            assert parameter.domain, name
+            assert shown[name]["help"].startswith(f"{parameter.domain}: ")
+            if name != "scale":
+                assert f"<code>{parameter.kind}</code>" in table.replace("&#x27;", "'")
+    assert declared["scale"].domain == f"in {{{', '.join(chapter_scales(chapter))}}}"
+    for name, known in choices.items():
+        assert declared[name].domain == f"in {{{', '.join(known)}}}"
+
+
+@every_chapter
+def test_the_cell_runs_by_hand_and_before_any_import(chapter):
+    (cell,) = (c for c in read_chapter(chapter).cells if "parameters" in c.metadata.get("tags", []))
+    names = {}
+    exec(cell.source, names)
+    assert read_parameters(read_chapter(chapter), chapter).keys() <= names.keys()
+
+
+def test_a_choice_is_refused_with_all_and_with_the_nearest():
+    for chapter, name, value, allowed, nearest in [
+        ("meantime", "dataset", "ml100k", "in {ml-100k, ml-1m, ml-20m, beauty, game}, ", "'ml-100k'"),
+        ("profit", "teacher", "Self", "in {none, self}, ", "'self'"),
+        ("value_aware", "depth", 30, "in {0, 18, 34, 50, 101, 152}, ", "34"),
+        ("value_aware", "depth", 10**50, "in {0, 18, 34, 50, 101, 152}, ", "152"),
+        ("facebook_inference", "levels", ["avx2"], "1+ distinct in {AVX2, AVX-512, native}, ", "'AVX2'"),
+    ]:
+        with pytest.raises(RequestError) as caught:
+            resolve(chapter, "smoke", {name: value})
+        assert f"{allowed}got {value!r} (did you mean {nearest}?)" in str(caught.value)
+
+
+def test_what_only_this_machine_lacks_is_refused_where_it_would_run(monkeypatch):
+    asked = resolve("meantime", "smoke", {"device": "cuda", "checkpoint": "no/such.pth"})
+    with pytest.raises(RequestError, match=r"parameter checkpoint: there is no file /.*/no/such\.pth$"):
+        refuse_absent(asked, ["checkpoint"])
+    with pytest.raises(RequestError, match="parameter checkpoint: there is no file"):
+        refuse_absent(resolve("profit", "smoke", {"checkpoint": "notebooks"}), ["checkpoint"])
+    refuse_absent(resolve("profit", "smoke", {"checkpoint": "README.md"}), ["checkpoint"])
+    for there in (False, True):
+        monkeypatch.setattr(requests, "_has_cuda", lambda there=there: there)
+        if there:
+            refuse_absent(asked, ["device"])
+        else:
+            with pytest.raises(RequestError, match="parameter device: PyTorch finds no GPU here for 'cuda'"):
+                refuse_absent(asked, ["device"])
+    refuse_absent(resolve("meantime", "smoke"), resolve("meantime", "smoke").parameters)
