@@ -42,16 +42,9 @@ SOURCES: dict[str, DataSet | ImageFolders] = {
     "fashion-mnist": FASHION_MNIST,
     "imagenet": IMAGENET_2012,
 }
-TEACHERS = ("none", "self")
 
 
 # --- settings and pictures ---------------------------------------------------------------------------------
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """ValueError unless a setting is one of those known."""
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r} (known: {', '.join(known)})")
 
 
 def load_images(dataset: str, data_dir: str | Path) -> Images:

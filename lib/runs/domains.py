@@ -7,7 +7,7 @@ r"""Which values a parameter may take, as the help comment of its line declares 
 ``# in /[pdc](-[pdc])*/: …``     text that matches all of the pattern
 ``# 1+ distinct in [1, 8]: …``   of a list: at least one element, none twice, each from there
 ``# 1-4 in [1, inf): …``         of a list: one to four; ``2 in``: two; of a dictionary the values are meant
-``# a file or empty: …``         the name of a file that is there
+``# a file or empty: …``         the name of a file that is there, or ``a folder or empty``
 ================================ =============================================================
 
 Why in the comment: the cell runs before any import, and papermill reads a line only if its type has no quotes
@@ -22,21 +22,23 @@ import operator
 import re
 from collections.abc import Sequence
 from functools import cache, reduce
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-A_FILE = "a file or empty"
+#: Names of what must be there when a run starts, with what finds it.
+PATHS = {"a file or empty": Path.is_file, "a folder or empty": Path.is_dir}
 
 _KINDS = {"int": int, "float": float, "str": str}
 _NUMBER = r"-?\d+(?:\.\d+)?(?:\^\d+)?"
 _SET = rf"\{{[^{{}}]+\}}|[\[(]{_NUMBER}, (?:{_NUMBER}|inf)[\])]|/[^/]+/"
 _SIZE = r"(?P<least>\d+)(?P<more>\+)?(?:-(?P<most>\d+))? (?P<distinct>distinct )?"
 _DOMAIN = re.compile(rf"(?:{_SIZE})?in (?P<sets>(?:{_SET})(?: or (?:{_SET}))*)")
-_DECLARED = re.compile(rf"({_DOMAIN.pattern}|{A_FILE}): .+")
-_MEANT = re.compile(r"(\d[\d+-]* )?(distinct )?in *[\[({/]|a file\b")
+_DECLARED = re.compile(rf"({_DOMAIN.pattern}|{'|'.join(PATHS)}): .+")
+_MEANT = re.compile(r"(\d[\d+-]* )?(distinct )?in *[\[({/]|a (file|folder)\b")
 
 
 def declared(comment: str) -> tuple[str, str]:
@@ -87,7 +89,7 @@ def _nearest(domain: str, value: Any) -> str:
 def _adapter(annotation: str, domain: str) -> TypeAdapter:
     outer, _, inner = annotation.removesuffix("]").partition("[")
     kind = _KINDS.get(inner.removeprefix("str, ") or outer)
-    if annotation == "str" and domain == A_FILE:
+    if annotation == "str" and domain in PATHS:
         return TypeAdapter(str)
     found = _DOMAIN.fullmatch(domain)
     try:

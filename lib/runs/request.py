@@ -7,7 +7,6 @@ writes a file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -18,7 +17,7 @@ import jupytext
 from nbformat import NotebookNode
 
 from lib.files import ROOT
-from lib.runs.domains import A_FILE
+from lib.runs.domains import PATHS
 from lib.runs.fingerprint import identity, measurement_parts, method_identity
 from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
 from lib.yaml_reader import read_yaml
@@ -139,7 +138,7 @@ def resolve(
 
 
 def refuse_absent(request: Request, names: Collection[str]) -> None:
-    """Refuse what parameters name and this machine does not have: a file, a graphics card.
+    """Refuse what parameters name and this machine does not have: a file, a folder, a graphics card.
 
     Not part of `resolve`: a run may be planned, and looked up, on another machine than it needs.
 
@@ -155,9 +154,9 @@ def refuse_absent(request: Request, names: Collection[str]) -> None:
         In one line: which parameter, and what is not there.
     """
     for name in names:
-        value = request.parameters[name]
-        if request.declared[name].domain == A_FILE and value and not os.path.isfile(request.root / value):
-            raise RequestError(f"parameter {name}: there is no file {request.root / value}")
+        value, domain = request.parameters[name], request.declared[name].domain
+        if value and domain in PATHS and not PATHS[domain](request.root / value):
+            raise RequestError(f"parameter {name}: {request.root / value} is not {domain.split(' or ')[0]}")
     if "device" in names and request.parameters["device"] == "cuda" and not _has_cuda():
         raise RequestError("parameter device: PyTorch finds no GPU here for 'cuda'; use 'cpu'")
 

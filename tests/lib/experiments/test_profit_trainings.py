@@ -11,9 +11,7 @@ from lib.experiments.profit import Recipe, train_stage
 from lib.experiments.profit_trainings import (
     QUANTISERS,
     SOURCES,
-    TEACHERS,
     augmentation,
-    check_choice,
     load_images,
     quantiser_scores,
     starting_weights,
@@ -21,16 +19,6 @@ from lib.experiments.profit_trainings import (
 from lib.models.vision.mobilenet import MobileNetV3Large
 from lib.quantization.convert import quantized_layers
 from lib.quantization.quantizer import Quantizer
-
-
-def test_choices_are_refused_at_the_door():
-    check_choice("teacher", "self", TEACHERS)
-    with pytest.raises(ValueError, match=r"^unknown teacher 'other' \(known: none, self\)$"):
-        check_choice("teacher", "other", TEACHERS)
-    with pytest.raises(
-        ValueError, match=r"^unknown dataset 'cifar' \(known: fashion-mnist-sample, .*imagenet\)$"
-    ):
-        check_choice("dataset", "cifar", SOURCES)
 
 
 def test_pictures_are_padded_and_have_three_equal_channels():

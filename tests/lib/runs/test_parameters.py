@@ -159,6 +159,7 @@ def test_every_domain(line, inside, outside):
         "x: bool = True  # in {1}: width",
         "x: int = 1  # a file or empty: width",
         "x: str = ''  # a file: weights",
+        "x: list[str] = []  # a folder or empty: pictures",
         "x: str = 'a('  # in /a(/: width",
         "x: int = 9  # in [1, 8]: width",  # the value itself
         "x: list[int] = [1, 1]  # 1+ distinct in [1, 8]: width",

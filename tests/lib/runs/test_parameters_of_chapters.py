@@ -219,9 +219,9 @@ def test_a_choice_is_refused_with_all_and_with_the_nearest():
 
 def test_what_only_this_machine_lacks_is_refused_where_it_would_run(monkeypatch):
     asked = resolve("meantime", "smoke", {"device": "cuda", "checkpoint": "no/such.pth"})
-    with pytest.raises(RequestError, match=r"parameter checkpoint: there is no file /.*/no/such\.pth$"):
+    with pytest.raises(RequestError, match=r"parameter checkpoint: /.*/no/such\.pth is not a file$"):
         refuse_absent(asked, ["checkpoint"])
-    with pytest.raises(RequestError, match="parameter checkpoint: there is no file"):
+    with pytest.raises(RequestError, match="parameter checkpoint: /.*/notebooks is not a file"):
         refuse_absent(resolve("profit", "smoke", {"checkpoint": "notebooks"}), ["checkpoint"])
     refuse_absent(resolve("profit", "smoke", {"checkpoint": "README.md"}), ["checkpoint"])
     for there in (False, True):
