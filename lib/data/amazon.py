@@ -9,11 +9,12 @@ then on; that first download is taken on trust, so compare it with a colleague's
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pandas as pd
 
-from lib.data.dataset import DataSet, read_table
+from lib.data.dataset import DataSet, UnexpectedFormat, read_table
 from lib.data.download import Download
 
 LICENCE = "Amazon review data of J. McAuley, 2014 edition: research use"
@@ -22,14 +23,32 @@ CITATION = (
     "SIGIR 2015, doi:10.1145/2766462.2767755"
 )
 TYPES = {"user": "str", "item": "str", "rating": "float64", "timestamp": "int64"}
+#: How Amazon names products; books go by their ISBN. A user's name begins with A and is mostly longer.
+PRODUCT = r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]"
 
 
 def read_ratings(path: Path) -> pd.DataFrame:
-    """ratings_*.csv: `user,item,rating,timestamp`, no header, ids as strings."""
-    return read_table(path, header=None, names=list(TYPES), dtype=TYPES)
+    """ratings_*.csv: `user,item,rating,timestamp`, no header, ids as strings.
+
+    Raises
+    ------
+    DataUnavailable
+        It is another file, such as one of the 2018 edition, which has the items first.
+    """
+    table = read_table(path, header=None, names=list(TYPES), dtype=TYPES)
+    products = table[["user", "item"]].head(1000).apply(lambda ids: ids.str.fullmatch(PRODUCT))
+    if products["user"].all() and not products["item"].any():
+        raise UnexpectedFormat(path, "items come first, as in the edition of 2018, and not users")
+    return table
 
 
-def _category(name: str, code: str, size: str) -> DataSet:
+def _whole(path: Path, ratings: int) -> None:
+    """Refuse a table with fewer ratings than its owners say: a download that ended early."""
+    if (found := len(read_ratings(path))) < ratings:
+        raise UnexpectedFormat(path, f"{found} of {ratings} ratings")
+
+
+def _category(name: str, code: str, size: str, ratings: int) -> DataSet:
     file = f"ratings_{code}.csv"
     return DataSet(
         name=f"Amazon {name} (2014)",
@@ -42,11 +61,12 @@ def _category(name: str, code: str, size: str) -> DataSet:
                 addresses=(f"https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/{file}",),
                 size=size,
                 licence=LICENCE,
+                check=functools.partial(_whole, ratings=ratings),
             ),
         ),
         read=read_ratings,
     )
 
 
-BEAUTY = _category("Beauty", "Beauty", "about 80 MB")
-VIDEO_GAMES = _category("Video Games", "Video_Games", "about 55 MB")
+BEAUTY = _category("Beauty", "Beauty", "about 80 MB", 2_023_070)
+VIDEO_GAMES = _category("Video Games", "Video_Games", "about 55 MB", 1_324_753)

@@ -1,36 +1,34 @@
 """Files from the network: checked by hash, resumed where they broke off, whole or not there at all.
 
 A file is fetched once into the data folder and checked again at each use. Whatever goes wrong ends in one
-line that names the file, its address, its size, its terms and where to put it by hand.
-
-Pooch checks the hash and moves the file into its place; the transfer is ours, since pooch begins anew when a
-connection breaks, and knows one address per file.
+line that names the file, its address, its size, its terms and where to put it by hand. `lib.data.transfer`
+brings the bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import http.client
-import logging
+import lzma
 import os
+import re
 import shutil
-import urllib.error
-import urllib.request
+import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pooch
 from filelock import FileLock
-from tqdm.auto import tqdm
 
-from lib.data.dataset import DataUnavailable
-from lib.files import file_hash, replacing, write_atomically
+from lib.data.dataset import DataUnavailable, UnexpectedFormat, data_folder, printable, writable_folder
+from lib.data.transfer import Broken, NotSent, discard, transfer
+from lib.files import file_hash, remove_leftovers, replacing, write_atomically
 
 ATTEMPTS = 3  # per address, each going on where the last one broke off
-TIMEOUT = 30  # seconds without a byte
-_CHUNK = 1 << 20
+LARGEST_RATIO = 200  # of an unpacked file to its archive's entry; ratings have 4, zeros 1000
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Download:
         written beside the file (`<name>.sha256`) and holds from then on. That first time is taken on trust.
     published_hash : str
         Address of the owners' own hash file, named when the check fails.
+    check : callable, optional
+        Where no hash is known, reads what was downloaded before it is trusted, and raises `UnexpectedFormat`.
     """
 
     name: str
@@ -60,33 +60,39 @@ class Download:
     licence: str
     known_hash: str | None = None
     published_hash: str = ""
+    check: Callable[[Path], object] | None = None
 
     def fetch(self, data_dir: Path) -> Path:
         """The checked file in `data_dir`, downloaded if it is not there. Safe with several processes at once.
 
         A download that breaks off leaves `<name>.part`, from which the next one goes on if the server still
-        has the same file.
+        has the same file. A folder that cannot be written serves what it has.
 
         Raises
         ------
         DataUnavailable
             If no address gives the expected file, or the disk is full.
         """
-        path = Path(data_dir) / self.name
+        path = data_folder(data_dir) / self.name
         try:
             if not self._valid(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(f"{path}.lock"):
                     self._fetch(path)
         except OSError as error:
-            raise DataUnavailable(_disk_problem(error, path, self.size)) from error
+            # A hash that nobody published and this folder cannot keep: those who filled it answer for it.
+            if self.known_hash or _record(path).exists() or not os.access(path, os.R_OK):
+                raise DataUnavailable(_disk_problem(error, path, self.size)) from error
         return path
 
+    def forget(self, data_dir: Path) -> None:
+        """Trust no longer what was found at the first use: it has turned out to be no such file."""
+        if self.known_hash is None:
+            with contextlib.suppress(OSError):  # in a folder that cannot be written, nothing was noted
+                _record(data_folder(data_dir) / self.name).unlink()
+
     def _expected(self, path: Path) -> str | None:
-        record = _record(path)
-        if self.known_hash is None and record.is_file():
-            return f"sha256:{record.read_text().split()[0]}"
-        return self.known_hash
+        return self.known_hash or _recorded(path)
 
     def _valid(self, path: Path) -> bool:
         expected = self._expected(path)
@@ -101,48 +107,52 @@ class Download:
             return
         problems = [f"the file at {path} is not {self._wanted(path)}"] if path.is_file() else []
         for address in self.addresses:
-            problem = self._download(address, path, expected)
-            if problem is None:
-                if expected is None:
-                    _note_hash(path)
+            try:
+                self._download(address, path, expected)
                 return
-            problems.append(f"{address}: {problem}")
+            except ConnectionError as problem:
+                problems.append(f"{address}: {problem}")
         raise DataUnavailable(
             f"{self.name} ({self.size}; {self.licence}) could not be downloaded: {'; '.join(problems)}. "
             f"Get it from {self.addresses[0]} and put it at {path}"
         )
 
-    def _download(self, address: str, path: Path, expected: str | None) -> str | None:
-        """Try one address; what went wrong, or None."""
+    def _download(self, address: str, path: Path, expected: str | None) -> None:
+        """Try one address; `NotSent` says why it gave no such file."""
         part = path.with_name(f"{path.name}.part")
-        pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says enough
-        problem = None
-        # Twice after a beginning from another day, which must not spoil a good file.
-        for _ in range(2 if part.exists() else 1):
-            try:
-                pooch.retrieve(
-                    address,
-                    known_hash=expected,
-                    fname=path.name,
-                    path=path.parent,
-                    downloader=lambda url, output, _: _resume(url, Path(output), part),
-                )
-                return None
-            except ValueError:  # pooch's, for another hash; it has deleted the download
-                problem = f"what it sends is not {self._wanted(path)}"
-            except urllib.error.HTTPError as error:
-                return str(error)
-            except (TimeoutError, ConnectionError, urllib.error.URLError) as error:
-                return str(getattr(error, "reason", error))
-            except OSError:  # the disk, not the network
-                part.unlink(missing_ok=True)
-                _stamp(part).unlink(missing_ok=True)
-                raise
-        return problem
+        began = part.exists()
+        try:
+            _resume(address, part, expected is not None)
+            if began and self._unfit(part, path, expected):
+                discard(part)  # a beginning from another day must not spoil a good file
+                _resume(address, part, expected is not None)
+            if unfit := self._unfit(part, path, expected):
+                discard(part)
+                raise NotSent(f"what it sends is not {unfit}")
+            os.replace(part, path)
+            discard(part)  # its version
+        except ConnectionError:
+            raise
+        except OSError:  # the disk's
+            discard(part)
+            raise
+        if expected is None:
+            _note_hash(path)
+
+    def _unfit(self, part: Path, path: Path, expected: str | None) -> str:
+        """What a whole download is not, or nothing."""
+        if expected is not None:
+            return "" if _matches(part, expected) else self._wanted(path)
+        try:
+            if self.check is not None:
+                self.check(part)
+        except UnexpectedFormat as error:
+            return f"in the expected format ({error.reason})"
+        return ""
 
     def _wanted(self, path: Path) -> str:
         if self.known_hash is None:
-            return f"the one first used, whose sha256 is in {_record(path)}"
+            return f"the one first used, whose sha256 is in {_record(path)} (delete that to trust another)"
         return f"the expected one ({self.known_hash}" + (
             f", see {self.published_hash})" if self.published_hash else ")"
         )
@@ -154,7 +164,7 @@ class ZipMember:
 
     Only this member is read, and it is written to a path made from `member`, so names and links inside a
     hostile archive never reach the disk. An unpacked file that no longer has the archive's checksum is
-    unpacked again.
+    unpacked again; one whose archive is not there was put there by hand, and is taken as it is.
 
     Attributes
     ----------
@@ -178,105 +188,88 @@ class ZipMember:
         return PurePosixPath(self.member).name
 
     def fetch(self, data_dir: Path) -> Path:
-        """The unpacked file; fetches the archive first.
+        """The unpacked file; fetches the archive first, unless the file is there without it.
+
+        From a data folder that cannot be written it is unpacked into a temporary one.
 
         Raises
         ------
         DataUnavailable
             If the archive cannot be had, is no zip file, lacks the member, or the disk is full.
         """
+        path = data_folder(data_dir) / self.member
+        if path.is_file() and not (data_folder(data_dir) / self.archive.name).exists():
+            return path
         archive = self.archive.fetch(data_dir)
-        path = Path(data_dir) / self.member
         try:
             with zipfile.ZipFile(archive) as packed:
                 entry = packed.getinfo(self.member)
-                if not (
-                    path.is_file() and path.stat().st_size == entry.file_size and _crc(path) == entry.CRC
-                ):
+                if not _unpacked(entry, path):
+                    path = writable_folder(archive.parent) / self.member
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    with packed.open(entry) as source, replacing(path) as file:
-                        shutil.copyfileobj(source, file, _CHUNK)
-        except KeyError as error:
-            raise DataUnavailable(f"{archive} has no {self.member}: is it {self.archive.name}?") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataUnavailable(f"{archive} is damaged ({error}): delete it and run again") from error
-        except OSError as error:
-            raise DataUnavailable(_disk_problem(error, path, self.archive.size)) from error
+                    with FileLock(f"{path}.lock"):
+                        _unpack(packed, entry, path)
+        except (KeyError, OSError, *_UNREADABLE) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's; bzip2's has none
+                raise DataUnavailable(_disk_problem(error, path, self.archive.size)) from error
+            self.forget(data_dir)
+            if isinstance(error, KeyError):
+                raise DataUnavailable(
+                    f"{archive} has no {self.member}: is it {self.archive.name}?"
+                ) from error
+            raise DataUnavailable(
+                f"{archive} is damaged or in another form ({printable(error)}): delete it and run again"
+            ) from error
         return path
 
+    def forget(self, data_dir: Path) -> None:
+        """Trust the archive no longer, as `Download.forget`."""
+        self.archive.forget(data_dir)
 
-def _resume(address: str, output: Path, part: Path) -> None:
-    """Download to `part`, going on where it ends, and move it to `output` when it is whole."""
+
+#: What reading a zip file raises: damaged, encrypted, compressed in a way that Python does not know.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError,
+)  # fmt: skip
+
+
+def _unpacked(entry: zipfile.ZipInfo, path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == entry.file_size and _crc(path) == entry.CRC
+
+
+def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    if _unpacked(entry, path):  # another process was quicker
+        return
+    if entry.file_size > LARGEST_RATIO * max(entry.compress_size, _CHUNK):
+        raise zipfile.BadZipFile(f"{entry.compress_size} bytes would become {entry.file_size}")
+    remove_leftovers(path)
+    with packed.open(entry) as source, replacing(path) as file:
+        shutil.copyfileobj(source, file, _CHUNK)
+
+
+def _resume(address: str, part: Path, pinned: bool) -> None:
+    """Download to `part`, going on where it ends, until it is whole."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _transfer(address, part)
-            break
-        except (TimeoutError, ConnectionError):
+            return transfer(address, part, pinned)
+        except Broken:
             if attempt == ATTEMPTS:
                 raise
-    _stamp(part).unlink(missing_ok=True)
-    os.replace(part, output)
-
-
-def _transfer(address: str, part: Path) -> None:
-    """One connection. Raises ConnectionError if it closes early; what has come stays in `part`."""
-    stamp = _stamp(part)
-    request = urllib.request.Request(
-        address, headers={"Accept-Encoding": "identity", "User-Agent": "does-it-hold"}
-    )
-    start = part.stat().st_size if part.is_file() and stamp.is_file() else 0
-    if start:
-        # If-Range: the rest of the file only if it is still the same file, else all of it.
-        request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", stamp.read_text())
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing left to send
-            part.unlink()
-            raise ConnectionError("the server refused to go on") from error
-        raise
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"not an HTTP answer: {error!r}") from error
-    with response:
-        if response.status != 206:
-            start = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink()
-            raise ConnectionError("the server sent another part than asked for")
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        tag = response.headers.get("ETag", "")
-        same = response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-        if same:
-            stamp.write_text(same)
-        else:
-            stamp.unlink(missing_ok=True)
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with open(part, "ab" if start else "wb") as file, bar:
-            while chunk := _read(response):
-                file.write(chunk)
-                bar.update(len(chunk))
-            received = file.tell()
-    if total is not None and received != total:
-        raise ConnectionError(f"the connection closed after {received} of {total} bytes")
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """A piece of the answer. The network's errors become ConnectionError, so that the disk's stand out."""
-    try:
-        return response.read(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"the connection broke: {error}") from error
-
-
-def _stamp(part: Path) -> Path:
-    """Where the version that `part` belongs to is kept: the server's ETag, or when it was last modified."""
-    return part.with_name(f"{part.name}.etag")
 
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> str | None:
+    """The hash found at the first use, if it was written down."""
+    try:
+        content = _record(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    if found := re.search(rb"\b[0-9a-fA-F]{64}\b", content):
+        return f"sha256:{found[0].decode()}"
+    raise DataUnavailable(f"{_record(path)} holds no SHA-256: delete it to trust {path.name} anew")
 
 
 def _note_hash(path: Path) -> None:
@@ -302,4 +295,4 @@ def _disk_problem(error: OSError, path: Path, size: str) -> str:
         return (
             f"no space left for {path.name} ({size}) in {path.parent}: free some, or choose another data_dir"
         )
-    return f"cannot write {path}: {error.strerror or error}; choose another data_dir"
+    return f"cannot use {error.filename or path}: {error.strerror or error}; choose another data_dir"

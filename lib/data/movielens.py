@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from lib.data.dataset import DataSet, read_table
+from lib.data.dataset import DataSet, UnexpectedFormat, read_table
 from lib.data.download import Download, ZipMember
 from lib.data.packages import PackageFile
 
@@ -18,27 +19,31 @@ LICENCE = "GroupLens: research with acknowledgement, no redistribution without p
 CITATION = (
     "Harper & Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015, doi:10.1145/2827872"
 )
-COLUMNS = ["user", "item", "rating", "timestamp"]
 TYPES = {"user": "int64", "item": "int64", "rating": "float64", "timestamp": "int64"}
 
 
 def read_atomic(path: Path) -> pd.DataFrame:
-    """RecBole's atomic file: tab separated, one header line, columns user, item, rating, timestamp."""
-    return read_table(path, sep="\t", header=0, names=COLUMNS, dtype=TYPES)
+    """RecBole's atomic file: tab separated, with the header user_id:token, item_id:token, and so on."""
+    return read_table(path, sep="\t", dtype=TYPES, columns=_ATOMIC)[list(TYPES)]
 
 
 def read_dat(path: Path) -> pd.DataFrame:
     """MovieLens-1M's ratings.dat: `user::item::rating::timestamp`, no header."""
     # "::" needs pandas' slow parser; a single ":" gives empty columns between, which the fast one skips.
-    return read_table(path, sep=":", header=None, usecols=[0, 2, 4, 6], names=_EVERY_OTHER, dtype=TYPES)
+    table = read_table(path, sep=":", header=None, names=_EVERY_OTHER, dtype=TYPES)
+    if not table.drop(columns=list(TYPES)).isin(["", np.nan]).all(axis=None):
+        raise UnexpectedFormat(path, "fields that are not between two colons each")
+    return table[list(TYPES)]
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """MovieLens-20M's ratings.csv: header userId,movieId,rating,timestamp."""
-    return read_table(path, header=0, names=COLUMNS, dtype=TYPES)
+    """ratings.csv of MovieLens-20M and all later ones: header userId,movieId,rating,timestamp."""
+    return read_table(path, dtype=TYPES, columns=_LATER)[list(TYPES)]
 
 
-_EVERY_OTHER = [name for column in COLUMNS for name in (column, f"after {column}")][:-1]
+_EVERY_OTHER = [name for column in TYPES for name in (column, f"after {column}")][:-1]
+_ATOMIC = dict(zip(("user_id:token", "item_id:token", "rating:float", "timestamp:float"), TYPES, strict=True))
+_LATER = dict(zip(("userId", "movieId", "rating", "timestamp"), TYPES, strict=True))
 
 ML_100K = DataSet(
     name="MovieLens-100K",

@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.dataset import DataUnavailable, Source
+from lib.data.dataset import DataUnavailable, Source, data_folder
 from lib.files import file_hash
 
 
@@ -121,7 +121,7 @@ class OwnFile:
 
     def fetch(self, data_dir: Path) -> Path:
         """The file's path; `DataUnavailable` if it is not there."""
-        path = Path(data_dir) / self.path
+        path = data_folder(data_dir) / self.path
         if not path.is_file():
             raise DataUnavailable(f"{self.what} is not downloaded for you: put it at {path}")
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib.data.dataset import DataUnavailable
+from lib.data.dataset import DataUnavailable, opened, printable
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPLITS = ("train", "valid", "test")
@@ -125,11 +126,20 @@ def words_of_lines(lines: Iterable[str]) -> list[str]:
 
 
 def read_words(train: Path, valid: Path, test: Path) -> Corpus:
-    """Three files of words between blanks, rare ones already replaced by ``<unk>`` (PTB, WikiText)."""
+    """Three files of words between blanks, rare ones already replaced by ``<unk>`` (PTB, WikiText).
+
+    Raises
+    ------
+    DataUnavailable
+        One of them is empty, cannot be read, or is no text in UTF-8.
+    """
     splits = {}
     for name, path in zip(SPLITS, (train, valid, test), strict=True):
-        with Path(path).open(encoding="utf-8") as file:
-            splits[name] = words_of_lines(file)
+        try:
+            with opened(path) as file:
+                splits[name] = words_of_lines(file)
+        except (OSError, UnicodeError, EOFError, zlib.error) as error:
+            raise DataUnavailable(f"{path} cannot be read as text in UTF-8: {printable(error)}") from error
     try:
         return Corpus.of(splits)
     except ValueError as error:

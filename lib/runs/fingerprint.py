@@ -262,6 +262,8 @@ def _data_digests(name: str, data_dir: Path, fetch: bool = False) -> list[str]:
             pinned.fetch(data_dir)
         known = pinned.known_hash or "sha256:"
         found = _digest(data_dir / pinned.name, known.partition(":")[0])
+        if found == "absent" and hasattr(part, "member"):
+            found = _digest(data_dir / part.member)  # unpacked by hand, and read without its archive
         digests.append(known if found == "absent" else found)
     return digests
 
@@ -389,7 +391,7 @@ def measurement_parts(
     parts["ledger"] = _of_ledger(chapter, scale, notebook, root)
     for source in sources:
         try:
-            parts[f"data {source}"] = " ".join(_data_digests(source, Path(parameters["data_dir"]), fetch))
+            parts[f"data {source}"] = " ".join(_data_digests(source, root / parameters["data_dir"], fetch))
         except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
     for name, value in parameters.items():

@@ -1,32 +1,43 @@
 """Downloads from a real HTTP server here: hashes, resuming, mirrors, hostile archives, full disk."""
 
+import contextlib
 import errno
+import gzip
 import hashlib
 import io
+import socket
 import stat
+import subprocess
+import sys
 import threading
+import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib.data import download
-from lib.data.dataset import DataUnavailable, read_table
+from lib.data import download, transfer
+from lib.data.dataset import DataSet, DataUnavailable, UnexpectedFormat, data_folder, read_table
 from lib.data.download import Download, ZipMember
-from lib.data.packages import PackageFile
+from lib.data.packages import OwnFile, PackageFile
+from lib.files import ROOT
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
 class Server:
-    """Serves `files`; `cut`: bytes after which the next connections close; `requests`: what was asked."""
+    """Serves `files`; `cut`: bytes after which the next connections close; `requests`: what was asked;
+    `pause`: seconds between pieces."""
 
     def __init__(self):
         self.files = {"/a.bin": CONTENT}
         self.cut: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
         self.ranges = True
+        self.pause = 0.0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,7 +60,10 @@ class Server:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.end_headers()
                 end = start + outer.cut.pop(0) if outer.cut else len(content)
-                self.wfile.write(content[start:end])
+                for place in range(start, end, 10_000 if outer.pause else len(content)):
+                    with contextlib.suppress(ConnectionError):
+                        self.wfile.write(content[place : min(end, place + (10_000 if outer.pause else end))])
+                    time.sleep(outer.pause)
                 return None
 
             def log_message(self, *args):
@@ -215,7 +229,7 @@ def test_full_disk_leaves_nothing(server, tmp_path, monkeypatch):
             super().write(data[:10])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "open", lambda path, mode: Full(path, mode.replace("b", "")), raising=False)
+    monkeypatch.setattr(transfer, "open", lambda path, mode: Full(path, mode.replace("b", "")), raising=False)
     with pytest.raises(DataUnavailable) as caught:
         source(server.address()).fetch(tmp_path)
     assert f"no space left for a.bin (1 MB) in {tmp_path}" in one_line(caught)
@@ -322,3 +336,379 @@ def test_table_in_another_format(tmp_path):
     with pytest.raises(DataUnavailable, match="not in the expected format") as caught:
         read_table(tmp_path / "t.csv", header=None, names=["x", "y"], dtype={"x": "int64"})
     assert "t.csv" in one_line(caught)
+
+
+# --- answers that are not the file ---
+
+
+class Odd:
+    """Answers each request with the next of `answers`, the last one again and again: bytes as they are sent,
+    or a function of the connection."""
+
+    def __init__(self):
+        self.answers: list[bytes | Callable[[socket.socket], None]] = []
+        self.requests: list[str] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}/a.bin"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=self.answer, args=self.listener.accept()[:1], daemon=True).start()
+
+    def answer(self, connection):
+        with connection, contextlib.suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(65_536)
+            self.requests.append(request.decode())
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            connection.sendall(answer) if isinstance(answer, bytes) else answer(connection)
+
+
+@pytest.fixture
+def odd():
+    odd = Odd()
+    yield odd
+    odd.listener.close()
+
+
+def answer(content=CONTENT, status="200 OK", length=True, **headers):
+    lines = [f"HTTP/1.1 {status}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines += [f"Content-Length: {len(content)}"] * length
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + content
+
+
+def refuse_all_but(content):
+    def check(path):
+        if path.read_bytes() != content:
+            raise UnexpectedFormat(path, "line 1: no ratings")
+
+    return check
+
+
+HOSTILE = {
+    "a login page": (answer(b"<html>Please log in</html>", Content_Type="text/html"), "it sends a web page"),
+    "a page without a type": (answer(b"<html>Please log in</html>"), r"line 1: no ratings"),
+    "an empty file": (answer(b""), "it sends an empty file"),
+    "no content": (answer(b"", "204 No Content", length=False), "HTTP 204 No Content"),
+    "gzip": (answer(gzip.compress(CONTENT), Content_Encoding="gzip"), "it sends gzip where the file itself"),
+    "no length, cut": (answer(CONTENT[:999], length=False), "does not say how long the file is"),
+    "cut, with the cut's length": (answer(CONTENT[:999]), r"line 1: no ratings"),
+}
+
+
+@pytest.mark.parametrize(("sent", "reason"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_is_no_such_file_is_not_trusted_at_the_first_use(odd, tmp_path, sent, reason):
+    unknown = replace(source(odd.address, known_hash=None), check=refuse_all_but(CONTENT))
+    odd.answers = [sent]
+    with pytest.raises(DataUnavailable, match=reason) as caught:
+        unknown.fetch(tmp_path)
+    assert odd.address in one_line(caught)
+    assert left(tmp_path) == []
+    odd.answers = [answer()]
+    assert unknown.fetch(tmp_path).read_bytes() == CONTENT
+    assert left(tmp_path) == ["a.bin", "a.bin.sha256"]
+
+
+def test_the_next_address_is_tried_after_any_of_them(odd, server, tmp_path):
+    for number, (sent, _) in enumerate(HOSTILE.values()):
+        odd.answers = [sent]
+        unknown = source(odd.address, server.address(), known_hash=None)
+        found = replace(unknown, check=refuse_all_but(CONTENT)).fetch(tmp_path / str(number))
+        assert found.read_bytes() == CONTENT
+
+
+def test_a_hash_settles_what_headers_leave_open(odd, tmp_path):
+    """With a known hash, a file of an unknown length or a wrong kind is the right one if it matches."""
+    odd.answers = [answer(length=False, Content_Type="text/html", Content_Encoding="gzip")]
+    assert source(odd.address).fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_its_reader_refuses_is_no_longer_trusted(tmp_path):
+    """Put there by hand with a header line, then corrected: the first one must not stay the only one."""
+    table = DataSet("t", "l", "c", "h", (source("http://127.0.0.1:9/", known_hash=None),), read_numbers)
+    (tmp_path / "a.bin").write_text("number\n1\n")
+    with pytest.raises(DataUnavailable, match="line 1: x is 'number'"):
+        table.load(tmp_path)
+    (tmp_path / "a.bin").write_text("1\n")
+    assert table.load(tmp_path)["x"].tolist() == [1]
+    (tmp_path / "a.bin").write_text("2\n")  # that one was right, and is the one from now on
+    with pytest.raises(
+        DataUnavailable, match=r"sha256 is in .*a.bin.sha256 \(delete that to trust another\)"
+    ):
+        table.load(tmp_path)
+
+
+def read_numbers(path):
+    return read_table(path, header=None, names=["x"], dtype={"x": "int64"})
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\xff\xfe", b"no hash here"], ids=["empty", "binary", "text"])
+def test_a_record_without_a_hash_is_named(tmp_path, content):
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    record = tmp_path / "a.bin.sha256"
+    record.write_bytes(content)
+    with pytest.raises(DataUnavailable, match=r"a.bin.sha256 holds no SHA-256: delete it") as caught:
+        source("http://127.0.0.1:9/", known_hash=None).fetch(tmp_path)
+    one_line(caught)
+    digest = hashlib.sha256(CONTENT).hexdigest().upper()
+    for saved in (f"\ufeff{digest} *a.bin\r\n", f"SHA256 (a.bin) = {digest}", f"  {digest}"):
+        record.write_text(saved)
+        assert source("http://127.0.0.1:9/", known_hash=None).fetch(tmp_path) == tmp_path / "a.bin"
+
+
+# --- servers that are busy, slow, or send one round in circles ---
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """Seconds that were waited, without waiting them."""
+    naps = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", naps.append)
+    return naps
+
+
+@pytest.mark.parametrize("status", ["503 Service Unavailable", "429 Too Many Requests", "500 Oh"])
+def test_a_busy_server_is_asked_again_when_it_says(odd, tmp_path, naps, status):
+    odd.answers = [
+        answer(b"later", status, Retry_After=7),
+        answer(b"later", status, Retry_After=86_400),
+        answer(),
+    ]
+    assert source(odd.address).fetch(tmp_path).read_bytes() == CONTENT
+    assert naps == [7, transfer.TIMEOUT]
+
+
+def test_a_server_that_stays_busy_leaves_the_turn_to_the_next(odd, server, tmp_path, naps):
+    odd.answers = [answer(b"later", "503 Service Unavailable")]
+    assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
+    assert len(odd.requests) == 1 + transfer.RETRIES and sum(naps) < 10
+    with pytest.raises(DataUnavailable, match="HTTP 503 Service Unavailable"):
+        source(odd.address, name="b.bin").fetch(tmp_path)
+
+
+def drip(head: bytes):
+    def send(connection):
+        connection.sendall(head)
+        for _ in range(1000):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nX: ", answer(b"")[:-5] + b"9999\r\n\r\n"], ids=["head", "body"]
+)
+def test_a_server_that_drips_is_given_up(odd, server, tmp_path, monkeypatch, head):
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
+    odd.answers = [drip(head)]
+    began = time.monotonic()
+    with pytest.raises(DataUnavailable, match=r"only \d+ bytes came in 1 s"):
+        source(odd.address).fetch(tmp_path)
+    assert time.monotonic() - began < 15
+    assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_one_that_is_slow_but_does_come_is_waited_for(odd, tmp_path, monkeypatch):
+    """Six pieces, one in a third of the time that is allowed without any."""
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.9)
+
+    def slowly(connection):
+        connection.sendall(answer()[: -len(CONTENT)])
+        for start in range(0, len(CONTENT), 200_000):
+            time.sleep(0.3)
+            connection.sendall(CONTENT[start : start + 200_000])
+
+    odd.answers = [slowly]
+    assert source(odd.address).fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_a_redirect_loop_is_one_line(odd, server, tmp_path):
+    odd.answers = [answer(b"", "302 Found", Location=odd.address)]
+    with pytest.raises(DataUnavailable, match="Exceeded 30 redirects") as caught:
+        source(odd.address).fetch(tmp_path)
+    one_line(caught)
+    assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        answer(b"", "404 \x1b[31mgone\x1b[0m"),
+        b"\x1b[31mHTTP\x1b[0m/9 999\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+    ],
+    ids=["in the reason", "in the protocol", "nothing", "two lengths"],
+)
+def test_no_escape_code_of_a_server_is_passed_on(odd, server, tmp_path, sent):
+    odd.answers = [sent]
+    with pytest.raises(DataUnavailable) as caught:
+        source(odd.address).fetch(tmp_path)
+    assert one_line(caught).isprintable()
+    assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
+
+
+# --- beginnings ---
+
+
+def test_the_next_address_is_tried_when_one_has_no_such_range(odd, server, tmp_path):
+    odd.answers = [answer(b"", "416 Range Not Satisfiable")]
+    assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_whole_part_is_not_downloaded_again(odd, tmp_path):
+    """Killed while the hash was computed: the server says that there is nothing left to send."""
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    (tmp_path / "a.bin.part.etag").write_text('"one"')
+    odd.answers = [answer(b"", "416 Range Not Satisfiable", Content_Range=f"bytes */{len(CONTENT)}")]
+    assert source(odd.address).fetch(tmp_path).read_bytes() == CONTENT
+    assert len(odd.requests) == 1 and 'If-Range: "one"' in odd.requests[0]
+    assert left(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("stamp", [b"", b"\xff\0", b"a\r\nX-Evil: 1", b"\x1b[31m"])
+def test_a_stamp_that_is_none_starts_anew(server, tmp_path, stamp):
+    (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)
+    (tmp_path / "a.bin.part.etag").write_bytes(stamp)
+    assert source(server.address()).fetch(tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("/a.bin", None)]
+    assert left(tmp_path) == ["a.bin"]
+
+
+def test_halves_of_two_versions_are_not_glued(odd, tmp_path):
+    """A server that does not know If-Range sends the rest of another version, under its own mark."""
+    (tmp_path / "a.bin.part").write_bytes(bytes(1000))
+    (tmp_path / "a.bin.part.etag").write_text('"old"')
+    rest = f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}"
+    odd.answers = [
+        answer(CONTENT[1000:], "206 Partial Content", ETag='"new"', Content_Range=rest),
+        answer(ETag='"new"'),
+    ]
+    assert source(odd.address, known_hash=None).fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_a_killed_download_goes_on_and_leaves_nothing(server, tmp_path):
+    """Killed again and again, and each time it has come further."""
+    server.pause = 0.005
+    code = (
+        "import sys; from pathlib import Path; from lib.data.download import Download\n"
+        f"Download('a.bin', ({server.address()!r},), '1 MB', 'for tests', {MD5!r}).fetch(Path(sys.argv[1]))"
+    )
+    sizes = []
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+        part = tmp_path / "a.bin.part"
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size > sum(sizes[-1:])) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        sizes.append(part.stat().st_size)
+    assert 0 < sizes[0] < sizes[1] < len(CONTENT)
+    server.pause = 0
+    assert source(server.address()).fetch(tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == ("/a.bin", f"bytes={sizes[1]}-")
+    assert left(tmp_path) == ["a.bin"]
+
+
+# --- folders ---
+
+
+def read_only(disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+def test_a_relative_folder_is_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert data_folder("data") == ROOT / "data"
+    assert data_folder("~/data") == tmp_path / "home" / "data"
+    assert data_folder(tmp_path) == tmp_path
+    with pytest.raises(DataUnavailable, match=f"put it at {ROOT}/data/none/x.txt"):
+        OwnFile("none/x.txt", "x.txt").fetch("data")
+
+
+def test_a_read_only_folder_is_as_good_as_any(server, small_disk):
+    """The normal case on a cluster: files that somebody else put there, some of them without a record."""
+    (small_disk / "a.bin").write_bytes(CONTENT[:1000])
+    packed = pack({"a/b.txt": "inside", "a/c.txt": "two"})
+    member = ZipMember(archive_source(server, packed), "a/b.txt")
+    (small_disk / "a.zip").write_bytes(packed)
+    (small_disk / "a").mkdir()
+    (small_disk / "a" / "c.txt").write_text("two")
+    read_only(small_disk)
+    assert source("http://127.0.0.1:9/", known_hash=None).fetch(small_disk) == small_disk / "a.bin"
+    assert replace(member, member="a/c.txt").fetch(small_disk) == small_disk / "a" / "c.txt"
+    path = member.fetch(small_disk)
+    assert path.read_text() == "inside" and small_disk not in path.parents
+    assert member.fetch(small_disk) == path
+    with pytest.raises(DataUnavailable, match="Read-only file system; choose another data_dir") as caught:
+        source("http://127.0.0.1:9/").fetch(small_disk)
+    one_line(caught)
+    assert server.requests == []
+
+
+# --- archives ---
+
+
+def test_an_unpacked_file_without_its_archive_is_taken(server, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.txt").write_text("unpacked by hand")
+    member = ZipMember(archive_source(server, pack({"a/b.txt": "inside"})), "a/b.txt")
+    assert member.fetch(tmp_path).read_text() == "unpacked by hand"
+    assert server.requests == []
+    (tmp_path / "a.zip").write_bytes(server.files["/a.zip"])  # which knows what is in it
+    assert member.fetch(tmp_path).read_text() == "inside"
+
+
+def spoilt(packed, place, value):
+    return packed[:place] + value + packed[place + len(value) :]
+
+
+def archives():
+    """What is no such archive, by what it is."""
+    plain = pack({"a/b.txt": "inside" * 1000})
+    central = plain.rindex(b"PK\1\2")
+    yield "encrypted", spoilt(spoilt(plain, 6, b"\1"), central + 8, b"\1")
+    yield "method 97", spoilt(spoilt(plain, 8, b"\x61"), central + 10, b"\x61")
+    for name, method in {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}.items():
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr("a/b.txt", "inside" * 1000)
+        yield name, spoilt(packed.getvalue(), 60, b"\xff\xff\xff\xff")
+    yield "a bomb", pack({"a/b.txt": bytes(20_000_000)})
+    yield "no text in the names", spoilt(spoilt(plain, central + 9, b"\x08"), central + 46, b"\xff")
+
+
+@pytest.mark.parametrize("packed", [pytest.param(packed, id=name) for name, packed in archives()])
+def test_no_archive_ends_in_more_than_a_line(server, tmp_path, packed):
+    member = ZipMember(archive_source(server, packed), "a/b.txt")
+    with pytest.raises(
+        DataUnavailable, match="is damaged or in another form .*: delete it and run again"
+    ) as caught:
+        member.fetch(tmp_path)
+    assert one_line(caught).isprintable()
+    assert not (tmp_path / "a" / "b.txt").exists()
+
+
+def test_a_wrong_archive_is_no_longer_trusted(server, tmp_path):
+    unknown = replace(archive_source(server, b"no archive"), known_hash=None)
+    for content in (b"no archive", pack({"other.txt": "x"})):
+        server.files["/a.zip"] = content
+        with pytest.raises(DataUnavailable):
+            ZipMember(unknown, "a/b.txt").fetch(tmp_path)
+        (tmp_path / "a.zip").unlink()
+    server.files["/a.zip"] = pack({"a/b.txt": "inside"})
+    assert ZipMember(unknown, "a/b.txt").fetch(tmp_path).read_text() == "inside"
+
+
+def test_what_a_killed_unpacking_left_is_removed(server, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".b.txt.0123abcd.tmp").write_text("ins")
+    ZipMember(archive_source(server, pack({"a/b.txt": "inside"})), "a/b.txt").fetch(tmp_path)
+    assert left(tmp_path / "a") == ["b.txt"]

@@ -1,5 +1,6 @@
 """Text: tokens by hand, vocabulary and splits, streams that go on, PTB's layout, the real addresses."""
 
+import gzip
 import lzma
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lib.data.dataset import DataUnavailable
 from lib.data.penn_treebank import PENN_TREEBANK, WIKITEXT_2
 from lib.data.state_of_the_union import STATE_OF_THE_UNION, read_addresses, read_corpus
-from lib.data.text import END, UNKNOWN, Corpus, TextBatches, tokenise
+from lib.data.text import END, UNKNOWN, Corpus, TextBatches, read_words, tokenise
 
 
 def test_tokens_by_hand():
@@ -79,6 +80,35 @@ def test_penn_treebank_layout(tmp_path):
     (tmp_path / "ptb" / "ptb.valid.txt").write_text("")
     with pytest.raises(DataUnavailable, match="the valid split has no tokens"):
         PENN_TREEBANK.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.rstrip("\n").encode(),
+        lambda text: gzip.compress(text.encode()),
+    ],
+    ids=["UTF-8 with its mark", "UTF-16", "line ends of Windows", "no last line end", "gzip"],
+)
+def test_other_editors_change_no_word(tmp_path, saved):
+    text = "the café <unk> \n the end\n"
+    for name, content in {"plain": text.encode(), "saved": saved(text)}.items():
+        (tmp_path / name).write_bytes(content)
+    plain, again = (read_words(*[tmp_path / name] * 3) for name in ("plain", "saved"))
+    assert again.vocabulary == plain.vocabulary == (UNKNOWN, END, "the", "café", "end")
+    assert torch.equal(again.train, plain.train)
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    path = tmp_path / "ptb.train.txt"
+    for content in ("café".encode("latin-1"), gzip.compress(b"the end " * 99)[:-9], b"\xff\xfea"):
+        path.write_bytes(content)
+        with pytest.raises(DataUnavailable, match=r"ptb.train.txt cannot be read as text") as caught:
+            read_words(path, path, path)
+        assert str(caught.value).isprintable()
 
 
 def test_the_addresses():

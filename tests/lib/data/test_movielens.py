@@ -1,5 +1,6 @@
 """MovieLens loaders: the real 100K, the other two on files in their real format."""
 
+import gzip
 import hashlib
 import zipfile
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from lib.data.dataset import DataUnavailable
 from lib.data.interactions import InteractionLog
-from lib.data.movielens import ML_1M, ML_20M, ML_100K, read_csv, read_dat
+from lib.data.movielens import ML_1M, ML_20M, ML_100K, read_atomic, read_csv, read_dat
 
 RATINGS_DAT = "1::1193::5::978300760\n1::661::3::978302109\n2::1357::5::978298709\n"
 RATINGS_CSV = (
@@ -132,3 +133,63 @@ def test_truncated_table(tmp_path, read, content):
     (tmp_path / "ratings").write_text(content)
     with pytest.raises(DataUnavailable, match="not in the expected format|is empty"):
         read(tmp_path / "ratings")
+
+
+ATOMIC = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n"
+
+
+@pytest.mark.parametrize(
+    ("read", "content"), [(read_dat, RATINGS_DAT), (read_csv, RATINGS_CSV), (read_atomic, ATOMIC)]
+)
+def test_other_editors_and_systems_change_nothing(tmp_path, read, content):
+    (tmp_path / "plain").write_text(content)
+    plain = read(tmp_path / "plain")
+    for saved in (
+        content.encode("utf-8-sig"),
+        content.encode("utf-16"),
+        content.replace("\n", "\r\n").encode(),
+        content.replace("\n", " \r").encode(),
+        content.rstrip().encode(),
+        gzip.compress(content.encode()),
+    ):
+        (tmp_path / "saved").write_bytes(saved)
+        assert read(tmp_path / "saved").equals(plain)
+
+
+def test_columns_go_by_their_names(tmp_path):
+    """Tables that others have written on: in another order, with more columns, with pandas' row numbers."""
+    path = tmp_path / "ratings.csv"
+    path.write_text(RATINGS_CSV)
+    plain = read_csv(path)
+    path.write_text(
+        ",movieId,userId,tag,rating,timestamp\n0,2,1,a,3.5,1112486027\n1,29,1,,3.5,1112484676\n2,32,7,c,0.5,1112484819\n"
+    )
+    assert read_csv(path).equals(plain)
+
+
+WRONG = {
+    "no header": (read_csv, RATINGS_CSV[RATINGS_CSV.index("1,") :], "line 1: no column userId in '1, 2, 3.5"),
+    "another's header": (read_csv, "a,b,c,d\n1,2,3.5,1\n", "line 1: no column userId in 'a, b, c, d'"),
+    "MovieLens-100K's own file": (read_atomic, "196\t242\t3\t881250949\n", "line 1: no column user_id:token"),
+    "no rating": (read_csv, RATINGS_CSV + "1,2,,5\n", "line 5: rating is missing"),
+    "a field more": (read_csv, RATINGS_CSV + "1,2,3,4,5\n", "Expected 4 fields in line 5, saw 5"),
+    "a header where none is": (read_dat, "u::i::r::t\n" + RATINGS_DAT, "line 1: user is 'u'"),
+    "no item": (read_dat, RATINGS_DAT + "1::::3::5\n", "line 4: item is missing"),
+    "two lines in one": (read_dat, RATINGS_DAT + "1::2::3::9783::4::5::6\n", "Expected 7 fields in line 4"),
+    "one colon": (read_dat, "1:0:1193:0:5:0:978300760\n", "two colons"),
+    "commas": (read_dat, RATINGS_DAT.replace("::", ","), "line 1: user is '1,1193,5,978300760'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("read", "content", "reason"), WRONG.values(), ids=WRONG.keys())
+def test_another_file_is_refused_with_the_line(tmp_path, read, content, reason):
+    (tmp_path / "ratings").write_text(content)
+    with pytest.raises(DataUnavailable, match=reason) as caught:
+        read(tmp_path / "ratings")
+    assert str(caught.value).isprintable()
+
+
+def test_an_unpacked_file_is_enough(tmp_path):
+    (tmp_path / "ml-1m").mkdir()
+    (tmp_path / "ml-1m" / "ratings.dat").write_text(RATINGS_DAT)
+    assert len(ML_1M.load(tmp_path)) == 3

@@ -317,3 +317,13 @@ def test_fetching_a_pinned_file_does_not_change_the_run(tmp_path: Path, monkeypa
     assert fingerprint._data_digests("any:SET", tmp_path) == before == [known, known]
     (tmp_path / "x.zip").write_bytes(b"other")
     assert fingerprint._data_digests("any:SET", tmp_path) != before
+
+
+def test_a_file_unpacked_by_hand_counts_by_its_content(tmp_path: Path, monkeypatch):
+    archive = SimpleNamespace(name="x.zip", addresses=("nowhere",), known_hash="md5:0")
+    source = SimpleNamespace(sources=(SimpleNamespace(archive=archive, member="x/ratings"),))
+    monkeypatch.setattr(fingerprint.importlib, "import_module", lambda _: SimpleNamespace(SET=source))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "ratings").write_bytes(b"ratings")
+    digest = hashlib.sha256(b"ratings").hexdigest()
+    assert fingerprint._data_digests("any:SET", tmp_path) == [f"sha256:{digest}"]
