@@ -17,9 +17,12 @@ Splits, windows and batches are in `lib.data.sequences`; negatives are in `lib.d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from pandas.api.types import is_numeric_dtype
 
 SECONDS_PER_DAY = 86_400
 COLUMNS = ("user", "item", "rating", "timestamp")
@@ -72,7 +75,7 @@ class InteractionLog:
         Parameters
         ----------
         frame : DataFrame
-            Columns user, item (integers or strings), rating, timestamp (Unix seconds, not negative).
+            Columns user, item (integers or strings), rating, timestamp (Unix seconds, 1970 to 2106).
         min_rating : float
             Keep ratings of at least this. 0 keeps all: every rating is an interaction.
         min_item_count, min_user_count : int
@@ -82,8 +85,8 @@ class InteractionLog:
         Raises
         ------
         ValueError
-            If columns are missing, time stamps are not whole seconds from 1970 on, an id is missing, or no
-            event is left.
+            If columns are missing, ids or ratings are missing or of another kind, time stamps are not whole
+            seconds from 1970 to 2106 (the message names the row by its label), or no event is left.
 
         Notes
         -----
@@ -94,8 +97,10 @@ class InteractionLog:
             raise ValueError(f"expected columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
         if len(frame) == 0:
             raise ValueError("the interaction log is empty: expected at least one rating")
-        if frame[["user", "item"]].isna().to_numpy().any():
-            raise ValueError("expected a user and an item in every row, got missing ids")
+        for name in ("user", "item"):
+            _require_ids(frame[name])
+        _refuse(frame["rating"], ~np.isfinite(_numbers(frame["rating"])), "a finite number")
+        _whole_seconds(frame["timestamp"])
         kept = frame.loc[frame["rating"] >= min_rating, list(COLUMNS)]
         kept = kept[kept.groupby("item")["item"].transform("size") >= min_item_count]
         kept = kept[kept.groupby("user")["user"].transform("size") >= min_user_count]
@@ -104,7 +109,7 @@ class InteractionLog:
                 f"no event left of {len(frame)}: rating >= {min_rating}, {min_item_count} events per item "
                 f"and {min_user_count} per user; lower these minima"
             )
-        timestamp = _whole_seconds(kept["timestamp"].to_numpy())
+        timestamp = _whole_seconds(kept["timestamp"])
         user, user_ids = pd.factorize(kept["user"].to_numpy(), sort=True)
         item, item_ids = pd.factorize(kept["item"].to_numpy(), sort=True)
         order = np.lexsort((timestamp, user))  # stable: ties keep the order of the file
@@ -195,7 +200,7 @@ class InteractionLog:
         timestamp = np.asarray(timestamp)
         if timestamp.shape != self.timestamp.shape:
             raise ValueError(f"expected {self.num_events} time stamps, got an array {timestamp.shape}")
-        timestamp = _whole_seconds(timestamp)
+        timestamp = _whole_seconds(pd.Series(timestamp))
         day = timestamp // SECONDS_PER_DAY
         day -= day.min()
         for array in (timestamp, day):
@@ -221,14 +226,35 @@ class InteractionLog:
         )
 
 
-def _whole_seconds(timestamp: np.ndarray) -> np.ndarray:
-    """Time stamps as int64, or a ValueError for anything that is not a whole second from 1970 on."""
-    try:
-        with np.errstate(invalid="ignore"):  # NaN is found below
-            seconds = timestamp.astype(np.int64)
-        whole = bool((seconds == timestamp).all() and (seconds >= 0).all())
-    except (ValueError, TypeError):
-        whole = False
-    if not whole:
-        raise ValueError("expected time stamps in whole Unix seconds from 1970 on, got others")
-    return seconds
+def _require_ids(ids: pd.Series) -> None:
+    """Refuse ids that are missing, blank, or of two kinds, which have no common order."""
+    _refuse(ids, ids.isna(), "no missing ids")
+    kind = pd.api.types.infer_dtype(np.asarray(ids))
+    if kind == "string":
+        _refuse(ids, ids.str.strip() == "", "no missing ids")
+    elif kind not in ("integer", "floating"):
+        other = [type(one) is not type(ids.iloc[0]) for one in ids]
+        _refuse(ids, other if any(other) else ids.notna(), "ids that are all integers or all strings")
+
+
+def _whole_seconds(timestamp: pd.Series) -> np.ndarray:
+    """Time stamps as int64, or a ValueError for anything that is not a whole second from 1970 to 2106."""
+    seconds = _numbers(timestamp)
+    whole = (seconds >= 0) & (seconds < 2**32) & (seconds == np.floor(seconds))
+    _refuse(timestamp, ~whole, "time stamps in whole Unix seconds from 1970 to 2106 (not in milliseconds)")
+    return seconds.astype(np.int64)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """A column as float64, NaN where it holds no number."""
+    if is_numeric_dtype(column):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.array([one if isinstance(one, Real) else np.nan for one in column], dtype=np.float64)
+
+
+def _refuse(column: pd.Series, wrong: ArrayLike, expected: str) -> None:
+    """A ValueError that names the first row where a column is wrong, by its label."""
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        value, row = column.iloc[rows[0]], column.index[rows[0]]
+        raise ValueError(f"expected {expected}, got {column.name} {str(value)[:40]!r} in row {row}")
