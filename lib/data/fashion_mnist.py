@@ -7,13 +7,14 @@ needs no network; `FASHION_MNIST` is the whole, from Debian's package or from it
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib.data.dataset import DataSet, DataUnavailable
+from lib.data.dataset import DataSet, DataUnavailable, printable
 from lib.data.download import Download
 from lib.data.images import ImageSet
 from lib.data.packages import PackageFile, SystemFile
@@ -42,32 +43,39 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         raw = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataUnavailable(f"{path} is no whole gzip file ({error}): delete it and run again") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataUnavailable(
+            f"{path} is no whole gzip file ({printable(error)}): delete it and run again"
+        ) from error
     magic = int.from_bytes(raw[:4], "big")
     if magic not in (_IMAGES, _LABELS):
         raise DataUnavailable(f"{path} is no IDX file of bytes (its magic number is {magic:#x}): delete it")
-    dimensions = 3 if magic == _IMAGES else 1
-    shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4).astype(int)
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
-    if len(body) != shape.prod():
-        raise DataUnavailable(f"{path} has {len(body)} bytes of data where {shape.prod()} are announced")
+    head = 4 + 4 * (3 if magic == _IMAGES else 1)
+    shape = [int.from_bytes(raw[place : place + 4], "big") for place in range(4, head, 4)]
+    body = np.frombuffer(raw[head:], np.uint8)
+    if len(body) != math.prod(shape) or len(raw) < head:
+        raise DataUnavailable(f"{path} has {len(body)} bytes of data where {math.prod(shape)} are announced")
     return body.reshape(shape)
 
 
 def read_splits(train_images: Path, train_labels: Path, test_images: Path, test_labels: Path) -> dict:
-    """``{"train": ImageSet, "test": ImageSet}`` of grey images (N, 1, 28, 28)."""
+    """``{"train": ImageSet, "test": ImageSet}`` of grey images (N, 1, 28, 28).
+
+    Raises
+    ------
+    DataUnavailable
+        A file is no whole one of its format, or images and labels do not belong together.
+    """
     files = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
-    return {
-        split: ImageSet(
-            torch.from_numpy(read_idx(images)[:, None].copy()),
-            torch.from_numpy(read_idx(labels).astype(np.int64)),
-            mean=MEAN,
-            std=STD,
-            classes=CLASSES,
-        )
-        for split, (images, labels) in files.items()
-    }
+    splits = {}
+    for split, (images, labels) in files.items():
+        pixels = torch.from_numpy(read_idx(images)[:, None].copy())
+        numbers = torch.from_numpy(read_idx(labels).astype(np.int64))
+        try:
+            splits[split] = ImageSet(pixels, numbers, mean=MEAN, std=STD, classes=CLASSES)
+        except ValueError as error:
+            raise DataUnavailable(f"{images} and {labels.name} do not fit: {error}") from error
+    return splits
 
 
 def _sample(name: str, sha256: str) -> PackageFile:

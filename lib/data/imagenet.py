@@ -8,17 +8,19 @@ name that PROFIT's authors use). Any folder laid out like that will do.
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from lib.data.dataset import DataUnavailable
+from lib.data.dataset import DataUnavailable, data_folder, printable, writable_folder
 from lib.data.preprocessing import IMAGENET, Preprocessing
+from lib.files import write_atomically
 from lib.listing import first_few
 
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -49,20 +51,20 @@ class ImageFolder:
 
     @classmethod
     def of(cls, folder: Path, preprocessing: Preprocessing = IMAGENET) -> ImageFolder:
-        """All images of ``folder/<class>/``.
+        """All images of ``folder/<class>/``. Hidden files and folders, such as systems leave, are none.
 
         Raises
         ------
         DataUnavailable
-            If there are no class folders, or a class has no images.
+            If there are no class folders, a class has no images, or a folder cannot be read.
         """
-        classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+        classes = [path.name for path in _listed(folder) if path.is_dir()]
         if not classes:
             raise DataUnavailable(f"{folder} has no folders of classes (expected {folder}/<wnid>/*.JPEG)")
         files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            found = sorted(p for p in (Path(folder) / name).iterdir() if p.suffix.lower() in ENDINGS)
+            found = [path for path in _listed(Path(folder) / name) if path.suffix.lower() in ENDINGS]
             if not found:
                 raise DataUnavailable(f"{Path(folder) / name} has no images ({', '.join(ENDINGS)})")
             files += found
@@ -124,8 +126,11 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataUnavailable(f"{path} is no whole image: put the original there ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged and for huge images
+        problem = printable(error)
+        raise DataUnavailable(f"{path} is no whole image: put the original there ({problem})") from error
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class ImageFolders:
 
     def folders(self, data_dir: str | Path) -> tuple[Path, Path]:
         """The training and the validation folder; `DataUnavailable` if one is not there."""
-        root = Path(data_dir) / self.folder
+        root = data_folder(data_dir) / self.folder
         validation = next((root / name for name in VALIDATION if (root / name).is_dir()), root / "val")
         for path in (root / "train", validation):
             if not path.is_dir():
@@ -183,17 +188,18 @@ class ImageFolders:
             listed = "\n".join(map(_names, self.load(data_dir).values()))
         except DataUnavailable:
             return "absent"
-        return hashlib.sha256(listed.encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(listed)).hexdigest()
 
     def files(self, data_dir: str | Path) -> list[Path]:
-        """One text file per split, which lists the images found; written beside the folders."""
+        """One text file per split, which lists the images found; written beside the folders.
+
+        Where that folder cannot be written, they are in a temporary one until this process ends.
+        """
         written = []
         for split, images in self.load(data_dir).items():
-            path = Path(data_dir) / self.folder / f"{split}-files.txt"
-            names = _names(images)
-            if not path.is_file() or path.read_text(encoding="utf-8") != names:
-                path.write_text(names, encoding="utf-8")
-            written.append(path)
+            folder = writable_folder(data_folder(data_dir) / self.folder)
+            written.append(folder / f"{split}-files.txt")
+            write_atomically(written[-1], os.fsencode(_names(images)))
         return written
 
 
@@ -204,6 +210,14 @@ IMAGENET_2012 = ImageFolders(
     homepage="https://image-net.org/challenges/LSVRC/2012/",
     folder="imagenet",
 )
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of the names, without what is hidden."""
+    try:
+        return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataUnavailable(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
 def _names(images: ImageFolder) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib.data.dataset import DataSet
+from lib.data.imagenet import open_image
 from lib.data.packages import PackageFile
 from lib.data.preprocessing import IMAGENET, Preprocessing
 
@@ -48,11 +49,7 @@ FILES = {
 
 def read_photographs(*paths: Path) -> dict[str, Image.Image]:
     """Pictures in RGB by their file's name without its ending; grey ones have three equal channels."""
-    photographs = {}
-    for path in paths:
-        with Image.open(path) as image:
-            photographs[Path(path).stem] = image.convert("RGB")
-    return photographs
+    return {Path(path).stem: open_image(path) for path in paths}
 
 
 def take(photographs: dict[str, Image.Image], count: int) -> dict[str, Image.Image]:

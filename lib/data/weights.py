@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.data.dataset import DataSet, DataUnavailable
+from lib.data.dataset import DataSet, DataUnavailable, printable
 from lib.data.packages import PackageFile
 
 # Layers of torchvision's `features` that are convolutions, in order.
@@ -47,8 +47,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with Path(path).open("rb") as file:
             return dict(_flatten(_NumpyOnly(file).load(), ""))
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
-        raise DataUnavailable(f"{path} is not a pickle of NumPy arrays ({error})") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataUnavailable(f"{path} is not a pickle of NumPy arrays ({printable(error)})") from error
 
 
 def _flatten(value: object, path: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from lib.data.dataset import DataUnavailable
-from lib.data.fashion_mnist import CLASSES, FASHION_MNIST, FASHION_MNIST_SAMPLE, MEAN, STD, read_idx
+from lib.data.fashion_mnist import (
+    CLASSES,
+    FASHION_MNIST,
+    FASHION_MNIST_SAMPLE,
+    MEAN,
+    STD,
+    read_idx,
+    read_splits,
+)
 from lib.data.packages import SystemFile
 
 
@@ -58,14 +66,31 @@ def test_idx_files_are_read(tmp_path):
         (idx(np.zeros((2, 28, 28)))[:-9], "no whole gzip file"),
         (gzip.compress(b"\0\0\0\0"), "magic number"),
         (gzip.compress(gzip.decompress(idx(np.zeros(5)))[:-1]), "4 bytes of data where 5"),
+        (gzip.compress(struct.pack(">I", 0x801)), "0 bytes of data where 0"),
+        (gzip.compress(struct.pack(">IH", 0x803, 0)), "0 bytes of data where 0"),
+        (
+            gzip.compress(struct.pack(">4I", 0x803, *[2**32 - 1] * 3)),
+            "0 bytes of data where 7922816245892",
+        ),
     ],
-    ids=["a web page", "cut off", "another kind", "a byte short"],
+    ids=["a web page", "cut off", "another kind", "a byte short", "no head", "half a head", "beyond 64 bits"],
 )
 def test_what_is_no_idx_file_is_named(tmp_path, content, message):
     file = tmp_path / "train-images"
     file.write_bytes(content)
     with pytest.raises(DataUnavailable, match=message):
         read_idx(file)
+
+
+def test_images_without_their_labels_are_named(tmp_path):
+    files = {"a": np.zeros((3, 28, 28)), "b": np.zeros(2), "c": np.zeros(3)}
+    for name, values in files.items():
+        (tmp_path / name).write_bytes(idx(values))
+    images, too_few, labels = (tmp_path / name for name in files)
+    assert len(read_splits(images, labels, images, labels)["test"]) == 3
+    for first, second in ((images, too_few), (labels, images)):
+        with pytest.raises(DataUnavailable, match=f"{first} and {second.name} do not fit"):
+            read_splits(images, labels, first, second)
 
 
 def test_a_system_file_is_used_only_if_it_is_the_right_one(tmp_path):

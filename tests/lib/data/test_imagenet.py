@@ -1,5 +1,7 @@
 """The loader of image folders, on a made-up ImageNet of real JPEG files."""
 
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from lib.chapter.record import Record
 from lib.data.dataset import DataUnavailable
-from lib.data.imagenet import IMAGENET_2012, ImageFolder
+from lib.data.imagenet import IMAGENET_2012, ImageFolder, open_image
 from lib.data.preprocessing import Preprocessing
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
@@ -114,6 +116,42 @@ def test_the_record_of_a_run_knows_the_files(root, tmp_path):
     assert set(used.files) == {"train-files.txt", "test-files.txt"}
     listed = (root / "imagenet" / "test-files.txt").read_text().splitlines()
     assert listed[0] == "n01440764/n01440764_0.JPEG" and len(listed) == 6
+
+
+def test_what_systems_hide_is_no_class_and_no_image(root):
+    """Folders that file managers and notebooks make, and the forks of files that a Mac copied."""
+    before = {split: images.files for split, images in IMAGENET_2012.load(root).items()}
+    train = root / "imagenet" / "train"
+    for name in (".ipynb_checkpoints", ".Trashes"):
+        (train / name).mkdir()
+    (train / CLASSES[0] / f"._{CLASSES[0]}_0.JPEG").write_bytes(b"\0\5\x16\7")
+    assert {split: images.files for split, images in IMAGENET_2012.load(root).items()} == before
+
+
+def test_a_read_only_folder_is_enough(root, small_disk, tmp_path):
+    for split in ("train", "val"):
+        folder = small_disk / "imagenet" / split / CLASSES[0]
+        folder.mkdir(parents=True)
+        shutil.copy(next((root / "imagenet" / "train" / CLASSES[0]).iterdir()), folder)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    used = Record("template", scale="smoke", run_dir=tmp_path / "run").data(IMAGENET_2012, small_disk)
+    assert set(used.files) == {"train-files.txt", "test-files.txt"}
+
+
+def test_a_folder_that_is_none_is_named(root):
+    with pytest.raises(DataUnavailable, match="LICENCE.txt cannot be read: Not a directory"):
+        ImageFolder.of(root / "imagenet" / "train" / "LICENCE.txt")
+
+
+def test_what_decoders_raise_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("L", (100, 100)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataUnavailable, match=r"a.png is no whole image: .*decompression bomb"):
+        open_image(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataUnavailable, match=r"a.png is no whole image"):
+        open_image(path)
 
 
 def test_problems_end_in_one_line_that_says_what_to_do(root, tmp_path):

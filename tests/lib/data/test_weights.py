@@ -75,3 +75,22 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         weights.read_arrays(path)
     path.write_bytes(pickle.dumps({"conv": (np.arange(3.0), np.ones(2))}, protocol=4))
     assert set(weights.read_arrays(path)) == {"conv/0", "conv/1"}
+
+
+SPOILT = {
+    "longer than memory": b"\x8e" + b"\xff" * 8,
+    "a key that is none": b"}]Ns.",
+    "a number of a negative length": b"\x8b\xff\xff\xff\xff.",
+    "a place beyond the stack": b"r\xff\xff\xff\xff.",
+    "ten thousand lists in each other": b"]" * 10_000 + b"a" * 9_999 + b".",
+    "cut": pickle.dumps({"conv": np.arange(3.0)})[:-20],
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT.keys())
+def test_a_damaged_pickle_is_one_line(tmp_path, content):
+    (tmp_path / "spoilt.pkl").write_bytes(content)
+    with pytest.raises(DataUnavailable, match=r"spoilt.pkl is not a pickle of NumPy arrays") as caught:
+        weights.read_arrays(tmp_path / "spoilt.pkl")
+    assert str(caught.value).isprintable()
