@@ -38,6 +38,14 @@ class Inference(NamedTuple):
     given: dict[str, Any]
 
 
+def check_counts(*, rounds: int, blocks: int, test_images: int, images_16: int) -> None:
+    """ValueError for fewer rounds than blocks of them, or 16-bit sums of more images than are tested."""
+    if blocks > rounds:
+        raise ValueError(f"blocks are of neighbouring rounds: {rounds} rounds have no {blocks} blocks")
+    if images_16 > test_images:
+        raise ValueError(f"images_16 are of the test images: there are {test_images}, got {images_16}")
+
+
 def characterised_networks(image_size: int, frames: int) -> dict[str, Inference]:
     """The vision networks of the table on the meta device, in its order; two of them are hypotheses.
 

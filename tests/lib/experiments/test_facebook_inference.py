@@ -68,6 +68,14 @@ def test_bad_input_is_refused():
         average_intensity(layer, (1, 3), per="bytes")
 
 
+def test_counts_that_do_not_go_together_are_refused():
+    counting.check_counts(rounds=5, blocks=5, test_images=8, images_16=8)
+    with pytest.raises(ValueError, match="^blocks are of neighbouring rounds: 4 rounds have no 5 blocks$"):
+        counting.check_counts(rounds=4, blocks=5, test_images=8, images_16=8)
+    with pytest.raises(ValueError, match="^images_16 are of the test images: there are 8, got 9$"):
+        counting.check_counts(rounds=5, blocks=5, test_images=8, images_16=9)
+
+
 # --- the cells of the table ---
 
 
