@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
 import re
 from collections.abc import Sequence
 from functools import cache, reduce
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -30,7 +30,7 @@ from pydantic_core import SchemaError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 #: Names of what must be there when a run starts, with what finds it.
-PATHS = {"a file or empty": Path.is_file, "a folder or empty": Path.is_dir}
+PATHS = {"a file or empty": os.path.isfile, "a folder or empty": os.path.isdir}
 
 _KINDS = {"int": int, "float": float, "str": str}
 _NUMBER = r"-?\d+(?:\.\d+)?(?:\^\d+)?"

@@ -158,21 +158,22 @@ def check(parameter: Parameter, value: Any) -> Any:
     except ValidationError:
         hint = ""
         if annotation.startswith("list") and not isinstance(value, list):
-            hint = f"; write [{_short(value)}]"
+            hint = f"; write [{short(value)}]"
         elif annotation.startswith("dict") and not isinstance(value, dict):
             hint = "; write {name: number}"
         raise RequestError(
-            f"parameter {name} must be {annotation}, got {_short(value)} ({type(value).__name__}){hint}"
+            f"parameter {name} must be {annotation}, got {short(value)} ({type(value).__name__}){hint}"
         ) from None
     wrong = fault(annotation, parameter.domain, candidate) if parameter.domain else None
     if wrong is not None:
-        raise RequestError(f"parameter {name} must be {parameter.kind}, got {_short(value)}{wrong}")
+        raise RequestError(f"parameter {name} must be {parameter.kind}, got {short(value)}{wrong}")
     return candidate
 
 
-def _short(value: Any) -> str:
+def short(value: Any, most: int = 60) -> str:
+    """A value as Python writes it, cut to so many characters."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def parse(parameter: Parameter, text: str) -> Any:
@@ -212,7 +213,7 @@ def override(parameters: Mapping[str, Parameter], values: Mapping[str, Any], whe
     checked = {}
     for name, value in values.items():
         if name not in parameters:
-            raise RequestError(f"{where}: unknown parameter {_short(name)}{suggest(str(name), parameters)}")
+            raise RequestError(f"{where}: unknown parameter {short(name)}{suggest(str(name), parameters)}")
         try:
             checked[name] = check(parameters[name], value)
         except RequestError as error:

@@ -19,7 +19,16 @@ from nbformat import NotebookNode
 from lib.files import ROOT
 from lib.runs.domains import PATHS
 from lib.runs.fingerprint import identity, measurement_parts, method_identity
-from lib.runs.parameters import PLACES, SCALES, Parameter, RequestError, override, read_parameters, suggest
+from lib.runs.parameters import (
+    PLACES,
+    SCALES,
+    Parameter,
+    RequestError,
+    override,
+    read_parameters,
+    short,
+    suggest,
+)
 from lib.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
@@ -156,7 +165,8 @@ def refuse_absent(request: Request, names: Collection[str]) -> None:
     for name in names:
         value, domain = request.parameters[name], request.declared[name].domain
         if value and domain in PATHS and not PATHS[domain](request.root / value):
-            raise RequestError(f"parameter {name}: {request.root / value} is not {domain.split(' or ')[0]}")
+            there = short(str(request.root / value), 200)
+            raise RequestError(f"parameter {name}: {there} is not {domain.split(' or ')[0]}")
     if "device" in names and request.parameters["device"] == "cuda" and not _has_cuda():
         raise RequestError("parameter device: PyTorch finds no GPU here for 'cuda'; use 'cpu'")
 

@@ -219,10 +219,12 @@ def test_a_choice_is_refused_with_all_and_with_the_nearest():
 
 def test_what_only_this_machine_lacks_is_refused_where_it_would_run(monkeypatch):
     asked = resolve("meantime", "smoke", {"device": "cuda", "checkpoint": "no/such.pth"})
-    with pytest.raises(RequestError, match=r"parameter checkpoint: /.*/no/such\.pth is not a file$"):
+    with pytest.raises(RequestError, match=r"parameter checkpoint: '/.*/no/such\.pth' is not a file$"):
         refuse_absent(asked, ["checkpoint"])
-    with pytest.raises(RequestError, match="parameter checkpoint: /.*/notebooks is not a file"):
+    with pytest.raises(RequestError, match="parameter checkpoint: '/.*/notebooks' is not a file"):
         refuse_absent(resolve("profit", "smoke", {"checkpoint": "notebooks"}), ["checkpoint"])
+    with pytest.raises(RequestError, match="parameter checkpoint: '/.{197}… is not a file$"):
+        refuse_absent(resolve("profit", "smoke", {"checkpoint": "x" * 5000}), ["checkpoint"])
     refuse_absent(resolve("profit", "smoke", {"checkpoint": "README.md"}), ["checkpoint"])
     for there in (False, True):
         monkeypatch.setattr(requests, "_has_cuda", lambda there=there: there)
