@@ -124,7 +124,10 @@ class DataSet:
         DataUnavailable
             With one line that says what is missing and what to do.
         """
-        return [source.fetch(Path(data_dir)) for source in self.sources]
+        try:
+            return [source.fetch(Path(data_dir)) for source in self.sources]
+        except OSError as error:
+            raise DataUnavailable(f"{error.filename} cannot be read: {error.strerror}") from error
 
     def load(self, data_dir: str | Path) -> Any:
         """What `read` makes of the files.

@@ -107,7 +107,8 @@ def transfer(address: str, part: Path, pinned: bool) -> None:
     ----------
     address : str
     part : Path
-        What has come stays there when the connection breaks, and beside it the version that it belongs to.
+        What has come stays there when the connection breaks, and beside it the version that it belongs to, if
+        the server names one.
     pinned : bool
         A known hash will tell what came. Without one, an answer that may be no file, or a piece, is refused.
 
@@ -131,7 +132,9 @@ def transfer(address: str, part: Path, pinned: bool) -> None:
             session.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response,
         ):
             _receive(response, part, start, version, pinned)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        if not _stamp(part).exists():  # nobody could go on from it
+            discard(part)
         chain: list[BaseException] = [error]
         while inner := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(inner)
@@ -187,7 +190,7 @@ def _receive(response: requests.Response, part: Path, start: int, version: str, 
 def _doubt(headers: Mapping[str, str], has_end: bool) -> str:
     """Why an answer cannot be the file, or be known to be whole, where no hash will tell."""
     kind, coding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "identity")
-    if kind.startswith("text/html"):
+    if "html" in kind.lower():
         return "it sends a web page"
     if coding != "identity":
         return f"it sends {printable(coding)} where the file itself was asked for"

@@ -331,6 +331,24 @@ def test_package_file(tmp_path, monkeypatch):
         assert "pip install --no-deps carrier==1" in one_line(caught)
 
 
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Such as one of a package that another account has installed for itself."""
+    path = tmp_path / "carrier" / "rows.txt"
+    path.parent.mkdir()
+    (path.parent / "__init__.py").touch()
+    path.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("lib.data.packages.file_hash", refuse)
+    rows = PackageFile("carrier", "rows.txt", "0" * 64, "carrier==1")
+    table = DataSet("t", "l", "c", "h", (rows,), read_numbers)
+    with pytest.raises(DataUnavailable, match=f"{path} cannot be read: Permission denied"):
+        table.load(tmp_path)
+
+
 def test_table_in_another_format(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\nc,d\n")
     with pytest.raises(DataUnavailable, match="not in the expected format") as caught:
@@ -390,7 +408,7 @@ def refuse_all_but(content):
 
 
 HOSTILE = {
-    "a login page": (answer(b"<html>Please log in</html>", Content_Type="text/html"), "it sends a web page"),
+    "a login page": (answer(b"<html>Please log in</html>", Content_Type="Text/HTML"), "it sends a web page"),
     "a page without a type": (answer(b"<html>Please log in</html>"), r"line 1: no ratings"),
     "an empty file": (answer(b""), "it sends an empty file"),
     "no content": (answer(b"", "204 No Content", length=False), "HTTP 204 No Content"),
@@ -542,14 +560,18 @@ def test_a_redirect_loop_is_one_line(odd, server, tmp_path):
         b"\x1b[31mHTTP\x1b[0m/9 999\r\n\r\n",
         b"",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+        answer(b"", "302 Found", Location="http://\x1b[31m/"),
+        answer(b"", "503 Later", Retry_After="\x1b[31msoon"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\x1b[31m\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
     ],
-    ids=["in the reason", "in the protocol", "nothing", "two lengths"],
+    ids=["reason", "protocol", "nothing", "two lengths", "redirect", "pause", "no chunk", "half a chunk"],
 )
 def test_no_escape_code_of_a_server_is_passed_on(odd, server, tmp_path, sent):
     odd.answers = [sent]
     with pytest.raises(DataUnavailable) as caught:
         source(odd.address).fetch(tmp_path)
-    assert one_line(caught).isprintable()
+    assert one_line(caught).isprintable() and left(tmp_path) == []
     assert source(odd.address, server.address()).fetch(tmp_path).read_bytes() == CONTENT
 
 
