@@ -133,7 +133,7 @@ def test_a_grid_fans_out_as_separate_runs(batch):
 
 
 def test_a_killed_batch_starts_again(batch):
-    process = batch.start("snakemake", "execute_all", "--cores", "2", TINY_PAUSE="60")
+    process = batch.start("snakemake", "execute_all", "--cores", "2", TINY_PAUSE="never")
     while len(list((batch.root / "runs").rglob("checkpoints/0"))) < 2:
         assert process.poll() is None
         time.sleep(0.1)
@@ -146,7 +146,7 @@ def test_a_killed_batch_starts_again(batch):
 
 
 def test_a_run_made_while_the_batch_goes_on_is_not_made_again(batch):
-    process = batch.start("snakemake", "execute_all", "--cores", "1", TINY_PAUSE="2")
+    process = batch.start("snakemake", "execute_all", "--cores", "1", TINY_PAUSE="other")
     while not (first := list((batch.root / "runs").rglob("checkpoints/0"))):
         assert process.poll() is None
         time.sleep(0.1)
@@ -154,6 +154,7 @@ def test_a_run_made_while_the_batch_goes_on_is_not_made_again(batch):
     assert batch.run("lib.run", other).returncode == 0
     (evidence,) = (batch.root / "runs/book" / other).rglob("evidence.json")
     made = evidence.read_bytes()  # with the time of day
+    batch.write("other", "is made")
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert f"[{other}] already complete" in out
