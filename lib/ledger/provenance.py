@@ -97,7 +97,10 @@ def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
     """Commit that `root` is checked out at, and whether anything differs from it; None, None without git."""
     if not is_checkout(root):
         return None, None
-    commit, differs = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
+    commit, differs = (
+        git(root, "rev-parse", "HEAD"),
+        git(root, "status", "--porcelain", "--untracked-files=normal"),
+    )
     return (None, None) if commit is None or differs is None else (commit.strip(), bool(differs.strip()))
 
 

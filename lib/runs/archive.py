@@ -122,7 +122,7 @@ def archived_runs(folder: Path, root: Path) -> CompleteRun:
     name = folder.relative_to(root).as_posix()
     if git(root, "ls-files", "--error-unmatch", f"{name}/evidence.json") is None:
         raise RequestError(f"{name} is in no commit")
-    if git(root, "status", "--porcelain", "--ignored", "--", name):
+    if git(root, "status", "--porcelain", "--untracked-files=normal", "--ignored", "--", name):
         raise RequestError(f"{name} is not what the last commit has there")
     evidence = load_archived(folder / "evidence.json", name)
     return CompleteRun(folder, name, evidence, evidence.method, evidence.runs)

@@ -45,6 +45,14 @@ def test_commit_and_whether_anything_changed(checkout):
     assert git_state(checkout) == (git(checkout, "rev-parse", "HEAD"), True)
 
 
+def test_what_somebodys_git_hides_is_a_change(checkout, tmp_path_factory, monkeypatch):
+    home = tmp_path_factory.mktemp("home")
+    (home / ".gitconfig").write_text("[status]\nshowUntrackedFiles = no\n")
+    monkeypatch.setenv("HOME", str(home))
+    (checkout / "beside").write_text("3")
+    assert git_state(checkout)[1] is True
+
+
 def test_no_checkout_or_somebody_elses(checkout, tmp_path_factory, monkeypatch):
     assert git_state(tmp_path_factory.mktemp("plain")) == (None, None)
     inside = checkout / "unpacked"
