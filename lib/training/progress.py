@@ -158,7 +158,7 @@ class Progress:
         ValueError
             The evaluation returned something else than numbers, or not the monitored one.
         FloatingPointError
-            A mean loss is not finite, or the monitored number is none.
+            A mean loss or the monitored number is not finite.
         """
         at, every = self.history.steps, self.evaluation.every if self.evaluation else LOG_EVERY
         noted = self.history.losses[-1]["step"] if self.history.losses else 0
@@ -231,7 +231,7 @@ class Progress:
                 f"got {', '.join(values) or 'nothing'}"
             )
         value, at = values[evaluation.monitor], self.history.steps
-        if math.isnan(value):
+        if not math.isfinite(value):
             raise FloatingPointError(
                 f"{self.name}: the monitored {evaluation.monitor} is {value} at step {at}"
             )
@@ -259,5 +259,5 @@ def _number(key: str, value: object) -> float:
     """A plain float: checkpoints must be readable without NumPy's types."""
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"the evaluation must return numbers, got {key}: {type(value).__name__}") from error

@@ -509,8 +509,9 @@ def test_bad_settings_are_refused(tmp_path):
 
 
 def test_the_monitored_number_must_be_one():
-    with pytest.raises(FloatingPointError, match="model: the monitored m is nan at step 20"):
-        trained(evaluation=every(20, lambda model: {"m": math.nan}, monitor="m"))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(FloatingPointError, match=f"model: the monitored m is {value} at step 20"):
+            trained(evaluation=every(20, lambda model, value=value: {"m": value}, monitor="m"))
     _, history = trained(evaluation=every(20, lambda model: {"m": 1.0, "aside": math.nan}, monitor="m"))
     assert history.best_step == 20
 
@@ -541,9 +542,9 @@ def test_a_checkpoint_of_a_longer_training_is_refused(tmp_path):
 
 
 def test_a_resumed_training_remembers_its_best_value(tmp_path):
-    """Even if a later evaluation was minus infinity."""
+    """Even if a later evaluation was far below it."""
     file = tmp_path / "line.pt"
-    values = iter([0.5, -math.inf, 0.4, 0.6])
+    values = iter([0.5, -1e30, 0.4, 0.6])
     evaluation = every(20, lambda model: {"m": next(values)}, monitor="m")
     options = {"evaluation": evaluation, "checkpoint": file}
     trained(steps=40, **options)
