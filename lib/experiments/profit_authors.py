@@ -11,11 +11,12 @@ import pandas as pd
 
 from lib.data.imagenet import ImageFolder
 from lib.data.images import ImageSet
-from lib.models.authors import contents
+from lib.models.authors import opened
 from lib.models.vision.mobilenet_authors import (
     AuthorsNetwork,
     QuantizedMobileNetV2,
     QuantizedMobileNetV3Large,
+    has_average,
     read_authors,
 )
 from lib.training.classifiers import accuracy
@@ -103,20 +104,19 @@ def read_authors_file(path: str | Path, *, classes: int) -> AuthorsFile:
         Its name says no bits; it holds no such network; or one for another number of classes.
     """
     path = Path(path)
-    held = contents(path)
-    if not (found := BITS_IN_NAME.search(path.name)):
-        raise ValueError(
-            f"{path.name}: the bits of activations and weights must be in the name, as the authors have it: "
-            f"…_4_4_bn2_best.pth"
-        )
-    activation_bits, weight_bits = map(int, found.groups())
-    parts = ["weights", *(["moving average"] if isinstance(held, Mapping) and "model_ema" in held else [])]
     networks = {}
-    for part in parts:
-        state = read_authors(held, average=part == "moving average")
-        make = QuantizedMobileNetV3Large if "classifier.3.weight" in state else QuantizedMobileNetV2
-        network = make.from_authors(state, weight_bits=weight_bits, activation_bits=activation_bits)
-        networks[part] = network
+    with opened(path) as held:
+        if not (found := BITS_IN_NAME.search(path.name)):
+            raise ValueError(
+                "the bits of activations and weights must be in the name, as the authors have it: "
+                "…_4_4_bn2_best.pth"
+            )
+        activation_bits, weight_bits = map(int, found.groups())
+        for part in ["weights", "moving average"] if has_average(held) else ["weights"]:
+            state = read_authors(held, average=part == "moving average")
+            make = QuantizedMobileNetV3Large if "classifier.3.weight" in state else QuantizedMobileNetV2
+            network = make.from_authors(state, weight_bits=weight_bits, activation_bits=activation_bits)
+            networks[part] = network
     outputs = network.get_submodule(network.last_layer).out_features
     if outputs != classes:
         raise ValueError(f"{path.name} tells {outputs} classes apart, the pictures have {classes}")

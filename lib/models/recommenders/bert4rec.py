@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lib.inspection import hooked
-from lib.models.authors import Source
+from lib.models.authors import Source, opened
 from lib.models.recommenders.cloze import ClozeHead, ClozeModel
 from lib.models.recommenders.dot_product_attention import (
     attend,
@@ -25,6 +25,7 @@ from lib.models.recommenders.meantime_layouts import bert4rec_layout, bert4rec_s
 from lib.models.recommenders.sequential_parts import (
     FeedForward,
     check_heads,
+    check_normalization,
     check_range,
     check_sizes,
     check_tokens,
@@ -61,10 +62,15 @@ class SelfAttention(nn.Module):
 
 
 class BertBlock(nn.Module):
-    """x ← LN(x + drop(attention(x))), then x ← LN(x + drop(feed-forward(x)))."""
+    """Attention and feed-forward f with residuals, ``post``: LN(x + drop(f(x))); ``pre``: x + drop(f(LN(x))).
 
-    def __init__(self, hidden_size: int, num_heads: int, *, dropout: float) -> None:
+    There is no LN after the last block.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, dropout: float, normalization: str) -> None:
         super().__init__()
+        check_normalization(normalization)
+        self.pre = normalization == "pre"
         self.attention = SelfAttention(hidden_size, num_heads, dropout=dropout)
         self.feed_forward = FeedForward(hidden_size, inner_dropout=0.0)
         self.attention_norm = nn.LayerNorm(hidden_size)
@@ -73,14 +79,18 @@ class BertBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, T, H) to (B, T, H), or to (n, H) for n ``rows``."""
-        x = self.attention_norm(take_rows(x, rows) + self.dropout(self.attention(x, bias, rows)))
+        mixed = self.attention(self.attention_norm(x) if self.pre else x, bias, rows)
+        x = take_rows(x, rows) + self.dropout(mixed)
+        if self.pre:
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
 class BERT4Rec(ClozeModel):
     """BERT4Rec (Sun et al., CIKM 2019) as the MEANTIME authors train it.
 
-    x = dropout(LN(E[tokens] + P)), post-LN blocks, the cloze head of MEANTIME. Against the original program
+    x = dropout(LN(E[tokens] + P)), blocks, the cloze head of MEANTIME. Against the original program
     (github.com/FeiSun/BERT4Rec) the network is the same; its training is not (see the chapter).
 
     Parameters
@@ -93,6 +103,8 @@ class BERT4Rec(ClozeModel):
         H (a multiple of the heads), at least 1 block.
     dropout
         In [0, 1).
+    normalization
+        ``"post"`` or ``"pre"``, the authors' ``--residual_ln_type``.
     head, head_layer_norm
         See `lib.models.recommenders.cloze.ClozeHead`.
     init_std
@@ -101,7 +113,7 @@ class BERT4Rec(ClozeModel):
     Raises
     ------
     ValueError
-        For sizes below 1 or heads that do not divide H.
+        For sizes below 1, heads that do not divide H, or an unknown option.
     """
 
     def __init__(
@@ -113,6 +125,7 @@ class BERT4Rec(ClozeModel):
         num_blocks: int = 2,
         num_heads: int = 2,
         dropout: float = 0.2,
+        normalization: str = "post",
         head: str = "dot",
         head_layer_norm: bool = True,
         init_std: float = 0.02,
@@ -124,16 +137,15 @@ class BERT4Rec(ClozeModel):
         self.positions = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.blocks = nn.ModuleList(
-            BertBlock(hidden_size, num_heads, dropout=dropout) for _ in range(num_blocks)
+            BertBlock(hidden_size, num_heads, dropout=dropout, normalization=normalization)
+            for _ in range(num_blocks)
         )
         self.head = ClozeHead(num_items, hidden_size, kind=head, layer_norm=head_layer_norm)
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def forward(
-        self, batch: Mapping[str, Tensor], rows: Tensor | None = None, candidates: Tensor | None = None
-    ) -> Tensor:
-        """Logits of the items 0…V, as `lib.models.recommenders.meantime.Meantime.forward` gives them.
+    def hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """What the last block gives, as `lib.models.recommenders.meantime.Meantime.hidden`.
 
         ``batch`` has ``tokens`` (B, T), int64, 0…V+1, left-padded with 0.
 
@@ -150,8 +162,7 @@ class BERT4Rec(ClozeModel):
         bias = padding_bias(tokens, x.dtype)  # (B, 1, 1, T)
         for block in self.blocks[:-1]:
             x = block(x, bias)  # (B, T, H)
-        x = self.blocks[-1](x, bias, rows)  # (B, T, H), or (n, H)
-        return self.head(x, self.items.weight, candidates)  # (B, T, V+1), (n, V+1) or (n, C)
+        return self.blocks[-1](x, bias, rows)  # (B, T, H), or (n, H)
 
     def attention_weights(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Attention probabilities (B, h, T, T) of every block."""
@@ -173,18 +184,20 @@ class BERT4Rec(ClozeModel):
         source
             Path of the ``.pth`` file, or what it holds.
         config
-            What the file cannot tell: ``num_heads``, ``dropout``.
+            What the file cannot tell: ``num_heads``, ``dropout``, ``normalization``.
 
         Raises
         ------
         ValueError
-            If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
+            If it is no such checkpoint: names the first missing, unexpected, misshapen or mistyped keys,
+            or a weight that is not finite.
         """
-        state = read_state(source)
-        sizes = bert4rec_sizes(state)
-        pop_tied_table(state)
-        model = cls(**sizes, **config)
-        load_authors(model, model.authors_layout(), state, "BERT4Rec")
+        with opened(source) as held:
+            state = read_state(held)
+            sizes = bert4rec_sizes(state)
+            pop_tied_table(state)
+            model = cls(**sizes, **config)
+            load_authors(model, model.authors_layout(), state, "BERT4Rec")
         return model.eval()
 
     authors_layout = bert4rec_layout

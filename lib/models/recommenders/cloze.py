@@ -10,9 +10,15 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lib.models.recommenders.meantime_checkpoints import Slot, save_authors
-from lib.models.recommenders.sequential_parts import check_range, labelled_rows, last_rows
+from lib.models.recommenders.sequential_parts import check_candidates, labelled_rows, last_rows
+
+#: Classes up to which the logits of all rows are held at once; beyond, they would be most of a step's memory.
+MOST_AT_ONCE = 1 << 14
+#: Logits held at once where there are more classes.
+LOGITS = 1 << 22
 
 
 class ClozeHead(nn.Module):
@@ -59,21 +65,73 @@ class ClozeHead(nn.Module):
         items
             None, or int64 (B, C) with ``hidden`` (B, H): then the result is (B, C).
         """
-        z = self.norm(F.gelu(self.transform(hidden), approximate="tanh"))
-        weight, bias = (
-            (table, self.output_bias) if self.kind == "dot" else (self.output.weight, self.output.bias)
-        )
+        z, weight, bias = self._factors(hidden, table)
         if items is None:
             return F.linear(z, weight[: bias.shape[0]], bias)
         return torch.einsum("bh,bch->bc", z, F.embedding(items, weight)) + bias[items]
+
+    def loss(self, hidden: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of hidden states (n, H) over all classes; ``labels`` int64 (n,).
+
+        Beyond `MOST_AT_ONCE` classes the rows are taken in parts, whose logits are computed again for the
+        gradient: the same sums in another order, O(`LOGITS` + V·H) memory in the place of O(n·V).
+        """
+        z, weight, bias = self._factors(hidden, table)
+        weight = weight[: bias.shape[0]]
+        if len(bias) <= MOST_AT_ONCE:
+            return F.cross_entropy(F.linear(z, weight, bias), labels)
+        rows = max(1, LOGITS // len(bias))
+        parts = [
+            checkpoint(_summed_loss, *part, weight, bias, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(z.split(rows), labels.split(rows), strict=True)
+        ]
+        return torch.stack(parts).sum() / len(labels)
+
+    def _factors(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.norm(F.gelu(self.transform(hidden), approximate="tanh"))
+        if self.kind == "dot":
+            return z, table, self.output_bias
+        return z, self.output.weight, self.output.bias
+
+
+def _summed_loss(z: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(z, weight, bias), labels, reduction="sum")
 
 
 class ClozeModel(nn.Module):
     """Loss and scores of a model that gives logits of the items at the positions that are asked for.
 
-    A subclass has ``num_items``, a `ClozeHead` named ``head``, ``forward(batch, rows, candidates)`` and
-    ``authors_layout()``.
+    A subclass has ``num_items``, the table ``items``, a `ClozeHead` named ``head``, ``hidden(batch, rows)``
+    and ``authors_layout()``.
     """
+
+    def forward(
+        self, batch: Mapping[str, Tensor], rows: Tensor | None = None, candidates: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the items 0…V, at all positions or at some, or of some items.
+
+        Parameters
+        ----------
+        batch, rows
+            As for ``hidden``.
+        candidates
+            int64 (n, C), items of each row.
+
+        Returns
+        -------
+        (B, T, V+1), (n, V+1) with ``rows``, (n, C) with ``candidates`` too. Logits at padded positions are
+        unspecified finite numbers.
+
+        Raises
+        ------
+        ValueError
+            As ``hidden``.
+        """
+        return self.head(self.hidden(batch, rows), self.items.weight, candidates)
+
+    def hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """What the head reads, (B, T, H), or (n, H) at n ``rows`` of the flattened (B, T)."""
+        raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy over the V+1 classes at the positions with ``labels`` > 0.
@@ -86,7 +144,7 @@ class ClozeModel(nn.Module):
             As ``forward``; for labels of another shape or outside 0…V; if no position is selected.
         """
         rows = labelled_rows(batch, self.num_items)  # (n,)
-        return F.cross_entropy(self(batch, rows), batch["labels"].flatten()[rows])
+        return self.head.loss(self.hidden(batch, rows), self.items.weight, batch["labels"].flatten()[rows])
 
     def scores(self, batch: Mapping[str, Tensor], candidates: Tensor | None = None) -> Tensor:
         """Logits at the last position, which holds the mask token.
@@ -96,7 +154,7 @@ class ClozeModel(nn.Module):
         batch
             As for ``forward``.
         candidates
-            int64 (B, C) items, or None for all items.
+            int64 (B, C ≥ 1) items, or None for all items.
 
         Returns
         -------
@@ -105,10 +163,10 @@ class ClozeModel(nn.Module):
         Raises
         ------
         ValueError
-            As ``forward``; for candidates outside 0…V.
+            As ``forward``; for candidates of another shape or outside 0…V.
         """
         if candidates is not None:
-            check_range("candidates", candidates, self.num_items + 1)
+            check_candidates(candidates, rows=len(batch["tokens"]), num_items=self.num_items)
         logits = self(batch, last_rows(batch["tokens"]), candidates)  # (B, V+1) or (B, C)
         return logits[:, 1:] if candidates is None else logits
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.authors import Source
+from lib.models.authors import Source, opened
 from lib.models.recommenders.dropout import Dropout
 from lib.models.recommenders.meantime_checkpoints import load_authors, read_state, save_authors
 from lib.models.recommenders.meantime_layouts import marank_layout, marank_sizes
-from lib.models.recommenders.sequential_parts import check_range, check_sizes, initialise
+from lib.models.recommenders.sequential_parts import check_candidates, check_range, check_sizes, initialise
 
 
 class PooledAttention(nn.Module):
@@ -190,7 +190,7 @@ class MARank(nn.Module):
         hidden, user = self(batch), self.user_latent(batch["users"])
         if candidates is None:
             return hidden @ self.item_context.weight[1:].T + user @ self.item_latent.weight[1:].T
-        check_range("candidates", candidates, self.num_items + 1)
+        check_candidates(candidates, rows=len(hidden), num_items=self.num_items)
         items = torch.cat([self.item_context(candidates), self.item_latent(candidates)], dim=-1)
         return torch.einsum("bh,bch->bc", torch.cat([hidden, user], dim=-1), items)
 
@@ -208,11 +208,13 @@ class MARank(nn.Module):
         Raises
         ------
         ValueError
-            If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
+            If it is no such checkpoint: names the first missing, unexpected, misshapen or mistyped keys,
+            or a weight that is not finite.
         """
-        state = read_state(source)
-        model = cls(**marank_sizes(state), **config)
-        load_authors(model, marank_layout(model), state, "MARank")
+        with opened(source) as held:
+            state = read_state(held)
+            model = cls(**marank_sizes(state), **config)
+            load_authors(model, marank_layout(model), state, "MARank")
         return model.eval()
 
     def to_authors(self) -> dict[str, Tensor]:

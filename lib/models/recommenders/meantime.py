@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.inspection import hooked
-from lib.models.authors import Source
+from lib.models.authors import Source, opened
 from lib.models.recommenders.cloze import ClozeHead, ClozeModel
 from lib.models.recommenders.dot_product_attention import (
     attend,
@@ -35,6 +35,7 @@ from lib.models.recommenders.sequential_parts import (
     FeedForward,
     check_beside,
     check_heads,
+    check_normalization,
     check_range,
     check_sizes,
     check_tokens,
@@ -144,8 +145,7 @@ class MeantimeBlock(nn.Module):
         self, attention: MixedAttention, hidden_size: int, *, dropout: float, normalization: str
     ) -> None:
         super().__init__()
-        if normalization not in ("pre", "post"):
-            raise ValueError(f"normalization must be 'pre' or 'post', got {normalization!r}")
+        check_normalization(normalization)
         self.pre = normalization == "pre"
         self.attention = attention
         self.feed_forward = FeedForward(hidden_size, inner_dropout=dropout)
@@ -287,24 +287,20 @@ class Meantime(ClozeModel):
         self.dropout = Dropout(dropout)
         initialise(self, init_std)
 
-    def forward(
-        self, batch: Mapping[str, Tensor], rows: Tensor | None = None, candidates: Tensor | None = None
-    ) -> Tensor:
-        """Logits of the items 0…V, at all positions or at some, or of some items.
+    def hidden(self, batch: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """What the last block gives, at all positions or at some.
 
         Parameters
         ----------
         batch
             int64 tensors (B, T), left-padded with 0: ``tokens`` (0…V+1), ``timestamps``, ``days``.
         rows
-            int64 (n,), positions of the flattened (B, T): the last block and the head compute no others.
-        candidates
-            int64 (n, C), items of each row.
+            int64 (n,), positions of the flattened (B, T): the second half of the last block computes no
+            others.
 
         Returns
         -------
-        (B, T, V+1), (n, V+1) with ``rows``, (n, C) with ``candidates`` too. Logits at padded positions are
-        unspecified finite numbers.
+        (B, T, H), or (n, H) with ``rows``.
 
         Raises
         ------
@@ -319,8 +315,7 @@ class Meantime(ClozeModel):
         bias = padding_bias(tokens, x.dtype)  # (B, 1, 1, T)
         for block in self.blocks[:-1]:
             x = block(x, absolute, relative, bias)  # (B, T, H)
-        x = self.blocks[-1](x, absolute, relative, bias, rows)  # (B, T, H), or (n, H)
-        return self.head(x, self.items.weight, candidates)  # (B, T, V+1), (n, V+1) or (n, C)
+        return self.blocks[-1](x, absolute, relative, bias, rows)  # (B, T, H), or (n, H)
 
     def _check(self, batch: Mapping[str, Tensor]) -> None:
         check_tokens(batch["tokens"], max_length=self.max_length)
@@ -397,15 +392,20 @@ class Meantime(ClozeModel):
         Raises
         ------
         ValueError
-            If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
+            If it is no such checkpoint: names the first missing, unexpected, misshapen or mistyped keys,
+            or a weight that is not finite.
         """
-        state = read_state(source)
-        kernels = kernel_letters(absolute, ABSOLUTE_KERNELS, "absolute")
-        sizes = meantime_sizes(state, kernels, kernel_letters(relative, RELATIVE_KERNELS, "relative"))
-        pop_tied_table(state)
-        options = {"relative_term": "materialised", **sizes, **config}
-        model = cls(absolute=absolute, relative=relative, **options)
-        load_authors(model, model.authors_layout(), state, "MEANTIME")
+        letters = (
+            kernel_letters(absolute, ABSOLUTE_KERNELS, "absolute"),
+            kernel_letters(relative, RELATIVE_KERNELS, "relative"),
+        )
+        with opened(source) as held:
+            state = read_state(held)
+            sizes = meantime_sizes(state, *letters)
+            pop_tied_table(state)
+            options = {"relative_term": "materialised", **sizes, **config}
+            model = cls(absolute=absolute, relative=relative, **options)
+            load_authors(model, model.authors_layout(), state, "MEANTIME")
         return model.eval()
 
     authors_layout = meantime_layout

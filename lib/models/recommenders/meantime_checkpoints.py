@@ -5,36 +5,56 @@ Which of their keys holds which of our parameters is in `lib.models.recommenders
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lib.models.authors import Source, read_state_dict, require_keys
+from lib.models.authors import floating_dtype, read_state_dict, require_finite, require_fit, require_keys
 
 #: What an authors' key holds: the name of our parameter, and how to cut it out of that parameter.
 Slot = tuple[str, Callable[[Tensor], Tensor]]
 
 
-def read_state(source: Source) -> dict[str, Tensor]:
-    """The authors' state dict from a file or from what such a file holds.
+def read_state(held: object) -> dict[str, Tensor]:
+    """The authors' state dict in what a file of theirs holds.
 
     Accepts the whole checkpoint (``model_state_dict`` or ``state_dict`` inside) or the bare dict, and strips
-    a leading ``model.`` from keys, as the authors' own loader does; errors as
-    `lib.models.authors.read_state_dict`.
-    """
-    return read_state_dict(source, wrappers=("model_state_dict", "state_dict"), prefix="model.")
-
-
-def require(state: Mapping[str, Tensor], keys: list[str], model: str) -> None:
-    """Refuse a state dict that lacks any of the keys from which a model's sizes are read.
+    a leading ``model.`` from keys, as the authors' own loader does.
 
     Raises
     ------
     ValueError
-        Names the first missing keys.
+        As `lib.models.authors.read_state_dict` and `lib.models.authors.require_finite`.
     """
-    require_keys(state, keys, f"{model} checkpoint of the authors")
+    state = read_state_dict(held, wrappers=("model_state_dict", "state_dict"), prefix="model.")
+    require_finite(state)
+    return state
+
+
+def require(state: Mapping[str, Tensor], least: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Refuse a state dict from which the sizes of a model cannot be read.
+
+    Parameters
+    ----------
+    state
+        From `read_state`.
+    least
+        The smallest shape that the tensor of a key can have.
+    model
+        Name for messages.
+
+    Raises
+    ------
+    ValueError
+        Names the first missing keys, or the first with another number of axes or a shorter one.
+    """
+    require_keys(state, least, f"{model} checkpoint of the authors")
+    for key, lengths in least.items():
+        shape = tuple(state[key].shape)
+        if len(shape) != len(lengths) or any(map(operator.lt, shape, lengths)):
+            raise ValueError(f"{key} must be at least {lengths}, got {shape}")
 
 
 def count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -64,19 +84,14 @@ def load_authors(
     Raises
     ------
     ValueError
-        Names the first missing, unexpected or wrongly shaped keys.
+        As `lib.models.authors.require_fit`.
     """
-    require_keys(state, layout, f"{model} checkpoint of the authors", only=True)
-    dtypes = {value.dtype for value in state.values()}
-    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-        raise ValueError(f"the weights must share one floating dtype, got {sorted(map(str, dtypes))}")
-    module.to(dtypes.pop())
+    module.to(floating_dtype(state))
     parameters = dict(module.named_parameters())
     with torch.no_grad():
-        for key, (name, cut) in layout.items():
-            target = cut(parameters[name])
-            if target.shape != state[key].shape:
-                raise ValueError(f"{key} must be {tuple(target.shape)}, got {tuple(state[key].shape)}")
+        own = {key: cut(parameters[name]) for key, (name, cut) in layout.items()}
+        require_fit(state, own, f"{model} checkpoint of the authors")
+        for key, target in own.items():
             target.copy_(state[key])
 
 

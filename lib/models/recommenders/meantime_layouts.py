@@ -56,8 +56,9 @@ def meantime_sizes(
     """
     table = "absolute_kernel_embeddings_list.{}.emb.weight"
     bias = BLOCK.format(0) + ".attention.rel_position_bias"
-    require(state, [TOKENS, bias, "head.out.0.weight"], "MEANTIME")
+    require(state, {TOKENS: (3, 1), bias: (1, 0, 1, 1), "head.out.0.weight": (1, 1)}, "MEANTIME")
     found = count(state, table), state[bias].shape[1]
+    require(state, {table.format(k): (1, 1) for k in range(found[0])}, "MEANTIME")
     if found != (len(absolute), len(relative)):
         raise ValueError(
             f"the checkpoint has {found[0]} absolute and {found[1]} relative heads, "
@@ -142,8 +143,18 @@ def pop_tied_table(state: dict[str, Tensor]) -> None:
         If it is not that table.
     """
     tied = state.pop("head.token_embeddings.weight", None)
-    if tied is not None and (TOKENS not in state or not tied.equal(state[TOKENS])):
-        raise ValueError(f"head.token_embeddings.weight must equal {TOKENS}")
+    if tied is None:
+        return
+    for what, one, other in (
+        ("shape", tuple(tied.shape), tuple(state[TOKENS].shape)),
+        ("type", tied.dtype, state[TOKENS].dtype),
+    ):
+        if one != other:
+            raise ValueError(
+                f"head.token_embeddings.weight must be {TOKENS} again, but is of {what} {one}, not {other}"
+            )
+    if not tied.equal(state[TOKENS]):
+        raise ValueError(f"head.token_embeddings.weight must be {TOKENS} again, but holds other numbers")
 
 
 def _cloze_block_layout(theirs: str, ours: str) -> dict[str, Slot]:
@@ -227,7 +238,7 @@ def _causal_layout(model: SASRec) -> dict[str, Slot]:
 
 def _sequence_sizes(state: Mapping[str, Tensor], positions: str, model: str, *needed: str) -> dict[str, int]:
     positions = f"{positions}.emb.weight"
-    require(state, [TOKENS, positions, *needed], model)
+    require(state, {TOKENS: (3, 1)} | dict.fromkeys([positions, *needed], (1, 1)), model)
     rows, hidden_size = state[TOKENS].shape
     return {
         "num_items": rows - 2,
@@ -242,7 +253,8 @@ def _sequence_sizes(state: Mapping[str, Tensor], positions: str, model: str, *ne
 
 def marank_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Options of `lib.models.recommenders.marank.MARank` that a file shows; ValueError if it is none."""
-    require(state, ["user_latent_embeddings.weight", "item_context_embeddings.weight"], "MARank")
+    tables = ["user_latent_embeddings.weight", "item_context_embeddings.weight"]
+    require(state, dict.fromkeys(tables, (2, 1)), "MARank")
     items, hidden_size = state["item_context_embeddings.weight"].shape
     return {
         "num_items": items - 1,

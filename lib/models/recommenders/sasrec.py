@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.authors import Source
+from lib.models.authors import Source, opened
 from lib.models.recommenders.dot_product_attention import attend, causal_bias, merge_heads, split_heads
 from lib.models.recommenders.dropout import Dropout
 from lib.models.recommenders.meantime_checkpoints import load_authors, read_state, save_authors
@@ -26,6 +26,7 @@ from lib.models.recommenders.meantime_layouts import (
 )
 from lib.models.recommenders.sequential_parts import (
     check_beside,
+    check_candidates,
     check_heads,
     check_range,
     check_sizes,
@@ -163,7 +164,7 @@ class SASRec(nn.Module):
         hidden = self(batch)[:, -1]
         if candidates is None:
             return hidden @ self.items.weight[1 : self.num_items + 1].T
-        check_range("candidates", candidates, self.num_items + 1)
+        check_candidates(candidates, rows=len(hidden), num_items=self.num_items)
         return torch.einsum("bh,bch->bc", hidden, self.items(candidates))
 
     @classmethod
@@ -180,11 +181,13 @@ class SASRec(nn.Module):
         Raises
         ------
         ValueError
-            If it is no such checkpoint: names the first missing, unexpected or misshapen keys.
+            If it is no such checkpoint: names the first missing, unexpected, misshapen or mistyped keys,
+            or a weight that is not finite.
         """
-        state = read_state(source)
-        model = cls(**cls._authors_sizes(state), **config)
-        load_authors(model, model.authors_layout(), state, cls.__name__)
+        with opened(source) as held:
+            state = read_state(held)
+            model = cls(**cls._authors_sizes(state), **config)
+            load_authors(model, model.authors_layout(), state, cls.__name__)
         return model.eval()
 
     def to_authors(self) -> dict[str, Tensor]:

@@ -84,18 +84,19 @@ def labelled_rows(batch: Mapping[str, Tensor], num_items: int) -> Tensor:
 
 def last_rows(tokens: Tensor) -> Tensor:
     """Indices (B,) into the flattened (B, T) of every sequence's last position."""
-    batch, length = tokens.shape
-    return torch.arange(length - 1, batch * length, length, device=tokens.device)
+    return torch.arange(1, tokens.shape[0] + 1, device=tokens.device) * tokens.shape[-1] - 1
 
 
 def check_tokens(tokens: Tensor, *, max_length: int) -> None:
-    """Refuse tokens that are not (B, T) with B ≥ 1 and 1 ≤ T ≤ max_length.
+    """Refuse tokens that are not integers (B, T) with B ≥ 1 and 1 ≤ T ≤ max_length.
 
     Raises
     ------
     ValueError
         Says which length was allowed and what came.
     """
+    if tokens.is_floating_point():
+        raise ValueError(f"tokens must be integers, got {tokens.dtype}")
     if tokens.dim() != 2 or not tokens.shape[0] or not 1 <= tokens.shape[1] <= max_length:
         raise ValueError(f"tokens must be (B, T), B ≥ 1 and T in 1..{max_length}, got {tuple(tokens.shape)}")
 
@@ -116,14 +117,31 @@ def check_beside(batch: Mapping[str, Tensor], name: str) -> None:
         raise ValueError(f"{name} must be integers, got {values.dtype}")
 
 
+def check_candidates(candidates: Tensor, *, rows: int, num_items: int) -> None:
+    """Refuse candidates that are not integers (B, C), B as many as ``rows`` and C ≥ 1, in 0…V.
+
+    Raises
+    ------
+    ValueError
+        Says which shape or items were expected and what came.
+    """
+    if candidates.dim() != 2 or len(candidates) != rows or not candidates.shape[1]:
+        raise ValueError(f"candidates must be ({rows}, C), C ≥ 1, got {tuple(candidates.shape)}")
+    if candidates.is_floating_point():
+        raise ValueError(f"candidates must be integers, got {candidates.dtype}")
+    check_range("candidates", candidates, num_items + 1)
+
+
 def check_range(name: str, indices: Tensor, size: int) -> None:
-    """Refuse indices that are not rows of a table.
+    """Refuse indices that are not rows of a table; none is none that is not.
 
     Raises
     ------
     ValueError
         Says which rows there are and which index came.
     """
+    if not indices.numel():
+        return
     low, high = torch.aminmax(indices)
     if low < 0 or high >= size:
         raise ValueError(f"{name} must be in 0..{size - 1}, got {int(low if low < 0 else high)}")
@@ -148,3 +166,9 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
         raise ValueError(
             f"hidden_size must be a multiple of the number of heads, got {hidden_size} and {num_heads}"
         )
+
+
+def check_normalization(normalization: str) -> None:
+    """Refuse another place of the layer norms than ``"pre"`` or ``"post"`` with a ValueError."""
+    if normalization not in ("pre", "post"):
+        raise ValueError(f"normalization must be 'pre' or 'post', got {normalization!r}")

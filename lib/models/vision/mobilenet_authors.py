@@ -22,7 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lib.models.authors import Source, contents, read_state_dict, require_fit
+from lib.models.authors import Source, opened, read_state_dict, require_finite, require_fit
 from lib.models.vision.mobilenet import (
     V2_STAGES,
     V3_LARGE_BLOCKS,
@@ -32,6 +32,9 @@ from lib.models.vision.mobilenet import (
     v2_blocks,
 )
 from lib.quantization.duq import HSWISH_MINIMUM, DuQ, DuQConv2d, DuQLinear
+
+#: Endings of the keys of ranges: not numbers in a checkpoint in full precision, whose ranges were never set.
+RANGES = (".a", ".c")
 
 V3_MOMENTUM = 0.0003  # 1 − 0.9997, the rate of the authors' moving average of weights
 
@@ -109,16 +112,19 @@ class AuthorsNetwork(nn.Module):
         FileNotFoundError
             There is no such file.
         ValueError
-            It is no file of tensors; names the first missing, unexpected or wrongly shaped keys; or ranges
-            were never set.
+            It is no file of tensors; names the first missing, unexpected, misshapen or mistyped keys, or a
+            weight that is not finite; or ranges were never set.
         """
-        state = read_authors(source, average=average)
-        with torch.device("meta"):  # first weights that nobody needs are not drawn
-            network = cls(num_classes=state.get(f"{cls.last_layer}.bias", torch.empty(1)).numel())
-        require_fit(state, network, f"{cls.__name__} checkpoint of PROFIT's authors")
-        network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
-        network.set_bits(weights=weight_bits, activations=activation_bits)
-        network.check_ranges()
+        with opened(source) as held:
+            state = read_authors(held, average=average)
+            classes = max(1, state.get(f"{cls.last_layer}.bias", torch.empty(1)).numel())
+            with torch.device("meta"):  # first weights that nobody needs are not drawn
+                network = cls(num_classes=classes)
+            require_fit(state, network.state_dict(), f"{cls.__name__} checkpoint of PROFIT's authors")
+            require_finite({key: value for key, value in state.items() if not key.endswith(RANGES)})
+            network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+            network.set_bits(weights=weight_bits, activations=activation_bits)
+            network.check_ranges()
         return network.eval()
 
     def set_bits(self, *, weights: int | None, activations: int | None) -> Self:
@@ -317,15 +323,19 @@ class QuantizedMobileNetV3Large(AuthorsNetwork):
         return self.classifier(self.features(images).mean(dim=(2, 3)))
 
 
-def read_authors(source: Source, *, average: bool = False) -> dict[str, Tensor]:
-    """The state dict of an authors' file or of what is in one, without ``module.`` before its keys.
+def has_average(held: object) -> bool:
+    """Whether a file that holds this has a moving average of the weights."""
+    return isinstance(held, Mapping) and held.get("model_ema") is not None
+
+
+def read_authors(held: object, *, average: bool = False) -> dict[str, Tensor]:
+    """The state dict in what an authors' file holds, without ``module.`` before its keys.
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    ValueError
         As `lib.models.authors.read_state_dict`; or there is no moving average where one is asked for.
     """
-    found, part = contents(source), "model_ema" if average else "model"
-    if average and not (isinstance(found, Mapping) and part in found):
+    if average and not has_average(held):
         raise ValueError("there is no moving average (model_ema) in this checkpoint")
-    return read_state_dict(found, wrappers=(part,), prefix="module.")
+    return read_state_dict(held, wrappers=("model_ema" if average else "model",), prefix="module.")

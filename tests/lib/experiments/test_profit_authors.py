@@ -54,6 +54,9 @@ def test_both_states_of_a_ckpt_and_the_other_network(tmp_path):
     saved(tmp_path / "ts_mobilenetv2_none_duq_4_4_ft3_15.ckpt", wrapped=True)
     scores = read(tmp_path / "ts_mobilenetv2_none_duq_4_4_ft3_15.ckpt").scores(pictures())
     assert scores["state"].tolist() == ["weights", "moving average"]
+    held = torch.load(tmp_path / "ts_mobilenetv2_none_duq_4_4_ft3_15.ckpt") | {"model_ema": None}
+    torch.save(held, tmp_path / "ts_mobilenetv2_none_duq_4_4_ft3_16.ckpt")
+    assert list(read(tmp_path / "ts_mobilenetv2_none_duq_4_4_ft3_16.ckpt").networks) == ["weights"]
     assert scores["top-1"][1] == pytest.approx(100 / 12)  # one picture in twelve is of class 3
     saved(tmp_path / "ts_mobilenetv3_none_duq_8_8_best.pth", QuantizedMobileNetV3Large)
     scores = read(tmp_path / "ts_mobilenetv3_none_duq_8_8_best.pth").scores(pictures())
@@ -79,7 +82,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
 
     assert refused("ts_4_4_best.pth") == f"no checkpoint at {tmp_path / 'ts_4_4_best.pth'}"
     (tmp_path / "passwd_4_4_best.pth").write_text("root:x:0:0:root:/root:/bin/bash\n")
-    assert "passwd_4_4_best.pth is no file of tensors that torch saved" in refused("passwd_4_4_best.pth")
+    assert "passwd_4_4_best.pth is no checkpoint: damaged" in refused("passwd_4_4_best.pth")
     saved(tmp_path / V2_NAME)
     assert refused(V2_NAME, classes=1000) == f"{V2_NAME} tells 10 classes apart, the pictures have 1000"
     (tmp_path / V2_NAME).rename(tmp_path / "mobilenet.pth")
@@ -89,6 +92,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     torch.save({"conv.weight": torch.ones(1)}, tmp_path / "x_4_4_best.pth")
     message = refused("x_4_4_best.pth")
     assert message.startswith(
-        "this is no QuantizedMobileNetV2 checkpoint of PROFIT's authors: missing features.0.0"
+        f"{tmp_path / 'x_4_4_best.pth'}: this is no QuantizedMobileNetV2 checkpoint of PROFIT's authors: "
+        "missing features.0.0"
     )
     assert message.endswith("unexpected conv.weight") and "and 521 more" in message

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.data.interactions import InteractionLog
 from lib.data.sequences import evaluation_batches
 from lib.inspection import captured, hooked
-from lib.models.recommenders import dot_product_attention, relative_attention
+from lib.models.recommenders import cloze, dot_product_attention, relative_attention
+from lib.models.recommenders.bert4rec import BERT4Rec
 from lib.models.recommenders.dot_product_attention import padding_bias
 from lib.models.recommenders.meantime import Meantime
 from lib.models.recommenders.temporal_kernels import kernel_letters
@@ -480,3 +482,50 @@ def test_one_table_learns_from_every_head():
             block.attention.absolute[1].weight.zero_()
     model(batch)[0, -1, 5].backward()
     assert layer.weight.abs().sum() == 0 and not torch.allclose(model.tables[0].weight.grad, whole)
+
+
+# --- many items ---
+
+
+class MostLogits(TorchDispatchMode):
+    """The most rows of logits of 21 classes that there are at once."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dim() == 2 and result.shape[1] == 21:
+            self.rows = max(self.rows, len(result))
+        return result
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    with MostLogits() as most:
+        loss = model.loss(batch)
+        loss.backward()
+    return loss, [parameter.grad.clone() for parameter in model.parameters()], most.rows
+
+
+@pytest.mark.parametrize("head", ["dot", "linear"])
+@pytest.mark.parametrize("model", [small, lambda **options: BERT4Rec(20, max_length=9, **options).double()])
+def test_with_many_items_the_loss_is_taken_in_parts(model, head, monkeypatch):
+    model = model(head=head, dropout=0.0, hidden_size=12)
+    batch = random_batch(batch_size=64)
+    batch["labels"] = batch["tokens"].clamp(max=20)
+    loss, expected, at_once = gradients(model, batch)
+    monkeypatch.setattr(cloze, "MOST_AT_ONCE", 20)
+    monkeypatch.setattr(cloze, "LOGITS", 21 * 16)
+    again, found, in_parts = gradients(model, batch)
+    assert_close(again, loss, rtol=1e-13, atol=0)
+    assert_close(found, expected, rtol=1e-11, atol=1e-14)
+    assert (at_once, in_parts) == (int((batch["labels"] > 0).sum()), 16)
+
+
+def test_few_items_are_taken_at_once():
+    """What was measured with them stays as it is, bit for bit."""
+    model, batch = small(), random_batch()
+    rows = (batch["labels"].flatten() > 0).nonzero()[:, 0]
+    expected = F.cross_entropy(model(batch, rows), batch["labels"].flatten()[rows])
+    assert torch.equal(model.loss(batch), expected)
+    assert cloze.MOST_AT_ONCE >= 3417  # MovieLens

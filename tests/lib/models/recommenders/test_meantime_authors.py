@@ -170,7 +170,7 @@ def test_other_checkpoints_are_refused_by_name(tmp_path):
         Meantime.from_authors(state, absolute="p", relative="s-l")
     with pytest.raises(ValueError, match="must be"):
         Meantime.from_authors({**state, "head.out.0.bias": torch.zeros(5, dtype=torch.float64)})
-    with pytest.raises(ValueError, match="must equal token_embedding"):
+    with pytest.raises(ValueError, match="weight must be token_embedding.emb.weight again"):
         Meantime.from_authors({**state, "head.token_embeddings.weight": torch.zeros(9, 12)})
     with pytest.raises(FileNotFoundError):
         Meantime.from_authors(tmp_path / "nothing.pth")

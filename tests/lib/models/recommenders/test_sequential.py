@@ -23,6 +23,7 @@ NEXT = {
     "labels": torch.tensor([[0, 0, 0, 1, 7, 2]]),
     "negatives": torch.tensor([[0, 0, 0, 4, 5, 6]]),
 }
+EMPTY = {"tokens": torch.zeros(0, 6, dtype=torch.int64)}
 CONTEXT = {"tokens": torch.tensor([[3, 1, 7, 7, 7, 7]]).expand(2, -1), "users": torch.tensor([2, 1])}
 
 SMALL = {"max_length": 6, "hidden_size": 8}
@@ -131,11 +132,19 @@ def test_sizes_of_the_movielens_templates(model, parameters, keys):
 # --- plain re-computations ---
 
 
-def test_bert_block_is_the_post_norm_transformer_layer():
-    model = random_model(BERT4Rec, 20, max_length=9, hidden_size=8, num_blocks=1)
+@pytest.mark.parametrize("normalization", ["post", "pre"])
+def test_bert_block_is_torchs_transformer_layer(normalization):
+    sizes = {"max_length": 9, "hidden_size": 8, "num_blocks": 1}
+    model = random_model(BERT4Rec, 20, normalization=normalization, **sizes)
     block = model.blocks[0]
     layer = torch.nn.TransformerEncoderLayer(
-        8, 2, 32, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), batch_first=True
+        8,
+        2,
+        32,
+        dropout=0.0,
+        activation=lambda x: F.gelu(x, approximate="tanh"),
+        batch_first=True,
+        norm_first=normalization == "pre",
     )
     layer = layer.double()
     ours = {
@@ -372,6 +381,16 @@ def test_other_checkpoints_are_refused_by_name(name):
         type(model).from_authors(other)
 
 
+def test_what_berts_file_cannot_tell_is_an_option():
+    """The authors' ``--residual_ln_type pre`` saves the same keys."""
+    torch.manual_seed(0)
+    model = BERT4Rec(7, normalization="pre", init_std=0.5, **SMALL).eval()
+    loaded = BERT4Rec.from_authors(model.to_authors(), normalization="pre")
+    assert_close(loaded.scores(CLOZE), model.scores(CLOZE))
+    other = BERT4Rec.from_authors(model.to_authors())
+    assert (other.scores(CLOZE) - model.scores(CLOZE)).norm() > 0.1 * model.scores(CLOZE).norm()
+
+
 def test_bert_with_a_linear_head_makes_the_round_trip():
     model = BERT4Rec(7, head="linear", head_layer_norm=False, **SMALL).eval()
     loaded = BERT4Rec.from_authors(model.to_authors())
@@ -385,6 +404,7 @@ def test_bert_with_a_linear_head_makes_the_round_trip():
     ("call", "message"),
     [
         (lambda: BERT4Rec(7, hidden_size=9), "hidden_size must be a multiple"),
+        (lambda: BERT4Rec(7, normalization="none"), "normalization must be 'pre' or 'post', got 'none'"),
         (lambda: SASRec(0), "num_items must be at least 1, got 0"),
         (lambda: TiSASRec(7, max_interval=0), "max_interval must be at least 1"),
         (lambda: MARank(7, 0), "num_users must be at least 1"),
@@ -399,7 +419,31 @@ def test_bert_with_a_linear_head_makes_the_round_trip():
         ),
         (lambda: SASRec(7, **SMALL).loss(NEXT | {"negatives": 8 + NEXT["labels"]}), "negatives must be in"),
         (lambda: SASRec(7, **SMALL).scores(NEXT, CANDIDATES + 1), r"candidates must be in 0\.\.7, got 8"),
-        (lambda: MARank(7, 3).scores(CONTEXT, CANDIDATES + 1), r"candidates must be in 0\.\.7, got 8"),
+        (
+            lambda: MARank(7, 3).scores(CONTEXT, CANDIDATES.expand(2, -1) + 1),
+            r"candidates must be in 0\.\.7, got 8",
+        ),
+        (lambda: BERT4Rec(7, **SMALL).scores(EMPTY), "B ≥ 1"),
+        (lambda: SASRec(7, **SMALL).scores(EMPTY), "B ≥ 1"),
+        (lambda: BERT4Rec(7, **SMALL).attention_weights(EMPTY), "B ≥ 1"),
+        (lambda: BERT4Rec(7, **SMALL).loss(EMPTY | {"labels": EMPTY["tokens"]}), "select no position"),
+        (
+            lambda: BERT4Rec(7, **SMALL).scores({"tokens": CLOZE["tokens"][:, :0]}),
+            r"T in 1\.\.6, got \(1, 0\)",
+        ),
+        (lambda: BERT4Rec(7, **SMALL).scores({"tokens": CLOZE["tokens"][0]}), r"tokens must be \(B, T\)"),
+        (lambda: BERT4Rec(7, **SMALL)({"tokens": CLOZE["tokens"].float()}), "tokens must be integers"),
+        (
+            lambda: BERT4Rec(7, **SMALL).scores(CLOZE, CANDIDATES[:, :0]),
+            r"must be \(1, C\), C ≥ 1, got \(1, 0\)",
+        ),
+        (
+            lambda: SASRec(7, **SMALL).scores(NEXT, CANDIDATES[:, :0]),
+            r"must be \(1, C\), C ≥ 1, got \(1, 0\)",
+        ),
+        (lambda: MARank(7, 3).scores(CONTEXT, CANDIDATES), r"must be \(2, C\), C ≥ 1, got \(1, 4\)"),
+        (lambda: BERT4Rec(7, **SMALL).scores(CLOZE, CANDIDATES[0]), r"must be \(1, C\), C ≥ 1, got \(4,\)"),
+        (lambda: BERT4Rec(7, **SMALL).scores(CLOZE, CANDIDATES.float()), "candidates must be integers"),
         (lambda: MARank(7, 3)({key: value[:0] for key, value in CONTEXT.items()}), "B ≥ 1"),
         (lambda: MARank(7, 1)(CONTEXT), r"users must be in 0\.\.1, got 2"),
         (lambda: MARank(7, 3, context_length=5)(CONTEXT), r"tokens must be \(B, 5\)"),

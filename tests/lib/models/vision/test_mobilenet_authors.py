@@ -249,6 +249,9 @@ def test_files_as_published_are_read_and_others_refused(tmp_path):
         QuantizedMobileNetV2.from_authors(tmp_path / "nothing.pth")
     with pytest.raises(ValueError, match="no moving average"):
         QuantizedMobileNetV2.from_authors(state, average=True)
+    for nothing in ({"model": state}, {"model": state, "model_ema": None}):
+        with pytest.raises(ValueError, match="no moving average"):
+            QuantizedMobileNetV2.from_authors(nothing, average=True)
     with pytest.raises(ValueError, match="holds no state dict"):
         QuantizedMobileNetV2.from_authors({"epoch": 3})
     del state["features.0.0.weight"]
