@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+#: Types that count: truth values do not.
+INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def target_rank(
@@ -45,8 +49,10 @@ def target_rank(
     Raises
     ------
     ValueError
-        For wrong shapes, NaN, a target column out of range, an excluded target, an unknown ``tie_break``.
+        For wrong shapes, NaN, a target that is no column, an excluded target, an unknown ``tie_break``.
     """
+    if scores.is_complex():
+        raise ValueError(f"scores must be real numbers, got {scores.dtype}")
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores must be a non-empty (B, C), got shape {tuple(scores.shape)}")
     if torch.isnan(scores).any():
@@ -54,6 +60,8 @@ def target_rank(
             f"scores contain {int(torch.isnan(scores).sum())} NaN of {scores.numel()}: nothing to rank"
         )
     column = torch.as_tensor(target, device=scores.device)
+    if column.dtype not in INTEGERS:
+        raise ValueError(f"target must be whole numbers of columns, got {column.dtype}")
     if column.shape not in ((), (len(scores),)):
         raise ValueError(f"target must be one column or ({len(scores)},), got shape {tuple(column.shape)}")
     column = column.expand(len(scores)).long()[:, None]
@@ -69,7 +77,8 @@ def target_rank(
     if left_out.gather(1, column).any():
         raise ValueError("the target is among the excluded candidates")
     if tie_break == "raw":
-        order = torch.argsort(-scores.masked_fill(left_out, -math.inf), dim=1)
+        ordered = scores if scores.is_floating_point() else scores.double()
+        order = torch.argsort(-ordered.masked_fill(left_out, -math.inf), dim=1)
         better = (order == column).long().argmax(dim=1)
         return better, torch.zeros_like(better)
     if tie_break != "expected":
@@ -89,7 +98,7 @@ def recall_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
     Parameters
     ----------
     k
-        At least 1.
+        A whole number of at least 1.
     better, ties
         (B,), from `target_rank`.
 
@@ -100,7 +109,7 @@ def recall_at(k: int, better: Tensor, ties: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        For k below 1, or ``better`` and ``ties`` of different shapes.
+        For another k, or ``better`` and ``ties`` that are not integers of one shape.
     """
     _check(k, better, ties)
     return (k - better).clamp(min=0).minimum(ties + 1).double() / (ties + 1)
@@ -140,7 +149,9 @@ def chance_level(k: int, num_candidates: int) -> tuple[float, float]:
 
 
 def _check(k: int, better: Tensor, ties: Tensor) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {k}")
+    if {better.dtype, ties.dtype} - INTEGERS:
+        raise ValueError(f"better and ties must be integers, got {better.dtype} and {ties.dtype}")
     if better.shape != ties.shape:
         raise ValueError(f"better and ties must match, got {tuple(better.shape)} and {tuple(ties.shape)}")

@@ -136,6 +136,16 @@ def test_raw_order_makes_constant_scores_a_matter_of_luck():
     assert recall_at(10, better, ties).mean().item() in (0, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tie_break", ["expected", "raw"])
+def test_scores_of_any_real_type(dtype, tie_break):
+    scores = torch.tensor([[3, 9, 1, 5], [8, 2, 4, 6]], dtype=dtype)
+    exclude = torch.tensor([[False, True, False, False], [False] * 4])
+    better, ties = target_rank(scores, torch.tensor([0, 3], dtype=torch.int32), exclude, tie_break=tie_break)
+    assert better.tolist() == [1, 1] and ties.tolist() == [0, 0]
+    assert ndcg_at(np.int64(2), better, ties).tolist() == ndcg_at(2, better, ties).tolist()
+
+
 def test_raw_order_leaves_out_the_excluded():
     better, _ = target_rank(
         torch.tensor([[1.0, 3.0, 2.0, 0.0]]), 0, torch.tensor([[False, True, False, False]]), tie_break="raw"
@@ -158,7 +168,21 @@ def test_raw_order_leaves_out_the_excluded():
         ),
         (lambda: target_rank(torch.zeros(1, 2), 0, torch.tensor([[True, False]])), "target is among"),
         (lambda: target_rank(torch.zeros(1, 2), tie_break="stable"), "tie_break must be"),
-        (lambda: recall_at(0, torch.tensor([0]), torch.tensor([0])), "k must be at least 1"),
+        (lambda: target_rank(torch.zeros(2, 3), torch.tensor([0.7, 1.0])), "whole numbers of columns"),
+        (lambda: target_rank(torch.zeros(2, 3), 1.0), "target must be whole numbers"),
+        (lambda: target_rank(torch.zeros(2, 3), True), "target must be whole numbers"),
+        (lambda: target_rank(torch.zeros(2, 3, dtype=torch.complex64)), "scores must be real"),
+        (
+            lambda: recall_at(0, torch.tensor([0]), torch.tensor([0])),
+            "k must be a whole number of at least 1",
+        ),
+        (lambda: recall_at(1.5, torch.tensor([0]), torch.tensor([0])), "k must be a whole number.*got 1.5"),
+        (lambda: ndcg_at(10.0, torch.tensor([0]), torch.tensor([0])), "k must be a whole number.*got 10.0"),
+        (lambda: ndcg_at(1, torch.tensor([0.5]), torch.tensor([0])), "must be integers, got torch.float32"),
+        (
+            lambda: recall_at(1, torch.tensor([0]), torch.tensor([0.5])),
+            "must be integers, got torch.int64 and",
+        ),
         (lambda: ndcg_at(1, torch.tensor([0]), torch.tensor([0, 1])), "must match"),
         (lambda: chance_level(5, 0), "at least 1"),
     ],
