@@ -23,6 +23,13 @@ from torch import Tensor, nn
 from lib.compression.ranks import Plan, kernels
 from lib.compression.tucker import Tucker, truncated_svd, tucker1, tucker2
 
+#: Where a module keeps its hooks; what they are called with is the same for the sequence.
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
+
 
 def factored(
     layer: nn.Conv2d | nn.Linear,
@@ -32,7 +39,7 @@ def factored(
     sweeps: int = 100,
     tolerance: float = 1e-4,
 ) -> tuple[nn.Sequential, float]:
-    """The sequence that takes a layer's place, with its device, dtype and training mode.
+    """The sequence that takes a layer's place, with its device, dtype, mode and hooks, frozen where it was.
 
     Parameters
     ----------
@@ -54,6 +61,12 @@ def factored(
     made = linear_parts(layer, plan) if isinstance(layer, nn.Linear) else convolution_parts(layer, plan)
     new = nn.Sequential(made).train(layer.training)
     new.requires_grad_(layer.weight.requires_grad)
+    if layer.bias is not None:
+        new.expand.bias.requires_grad_(layer.bias.requires_grad)
+    for hooks in HOOKS:
+        setattr(
+            new, hooks, getattr(layer, hooks)
+        )  # the very dictionaries: their handles can still remove them
     if not decompose:
         return new, math.nan
     groups = kernels(layer, plan.feature_map)
@@ -65,8 +78,8 @@ def factored(
             _copy(new.reduce.weight, [f.input_factor.T for f in factors])
         if layer.bias is not None:
             new.expand.bias.copy_(layer.bias)
-            new.expand.bias.requires_grad_(layer.bias.requires_grad)
-    norms = [float(kernel.double().norm()) for kernel in groups]
+    largest = float(layer.weight.detach().abs().max()) or 1.0  # squares of float64's largest leave its range
+    norms = [float((kernel.double() / largest).norm()) for kernel in groups]
     lost = math.hypot(*(f.relative_error * n for f, n in zip(factors, norms, strict=True)))
     return new, lost / math.hypot(*norms) if any(norms) else 0.0
 

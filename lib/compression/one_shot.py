@@ -73,7 +73,8 @@ def compress(
     ----------
     model : nn.Module
         Its ``nn.Conv2d`` and ``nn.Linear`` layers (not subclasses, which may compute something else) are
-        replaced; everything else, and dtype, device and training mode, stay.
+        replaced, under all their names; everything else, and dtype, device, training mode, hooks and what is
+        frozen, stay.
     ranks
         ``"vbmf"``: of each unfolding by EVBMF. A number in (0, 1]: that share of each side's channels. A
         function from an unfolding to a rank. A mapping from layer names to ranks: those layers only; a pair
@@ -102,9 +103,10 @@ def compress(
     Raises
     ------
     ValueError
-        Nothing to compress; an unknown or unsupported layer; a rank of 0 or above the layer's size in a
-        mapping; a kernel that is not finite; a ``maps`` entry that does not fit its layer; a depthwise
-        convolution that a rule would have to split (name it in ``skip``).
+        Nothing to compress; an unknown or unsupported layer; one whose weight is another module's, too, or
+        is computed (weight norm); a rank of 0 or above the layer's size in a mapping; a kernel that is not
+        finite; a ``maps`` entry that does not fit its layer; a depthwise convolution that a rule would have
+        to split (name it in ``skip``).
 
     Notes
     -----
@@ -114,9 +116,13 @@ def compress(
     if weights not in ("decomposed", "fresh"):
         raise ValueError(f"weights must be 'decomposed' or 'fresh', got {weights!r}")
     rule = rule_of(ranks)
-    maps = dict(maps or {})
     layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
-    given = ranks if isinstance(ranks, Mapping) else {}
+    first_name = _first_names(model)
+    maps, given = (
+        {first_name.get(name, name): value for name, value in mapping.items()}
+        for mapping in (maps or {}, ranks if isinstance(ranks, Mapping) else {})
+    )
+    skip = [first_name.get(name, name) for name in skip]
     _check_names(model, layers, given, maps, skip)
     first = next((name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)), None)
     plans: dict[str, Plan] = {}
@@ -128,6 +134,7 @@ def compress(
                 plans[name] = plan(layer, given[name], maps.get(name))
             else:
                 plans[name] = choose(layer, rule, maps.get(name), one_sided=name == first)
+            _check_own_weight(model, layer)
             if weights == "decomposed":
                 numbers(layer.weight)  # before anything is replaced
         except ValueError as error:
@@ -150,15 +157,31 @@ def compress(
             old, made, decompose=weights == "decomposed", sweeps=sweeps, tolerance=tolerance
         )
         model = new if name == "" else model
-        if name:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+        for parent in list(model.modules()):
+            for child in [child for child, module in parent._modules.items() if module is old]:
+                setattr(parent, child, new)
         ranks_used = (made.input_rank, made.output_rank, made.floored)
         rows.append((name, made.kind, *ranks_used, before, _size(new), error))
     columns = ["layer", "kind", "input_rank", "output_rank", "floored"]
     columns += ["parameters_before", "parameters_after", "relative_error"]
     report = pd.DataFrame(rows, columns=columns).astype({"input_rank": "Int64", "output_rank": "Int64"})
     return Compressed(model, report)
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Each name of a module to the first of its names."""
+    first = {module: name for name, module in model.named_modules()}
+    return {name: first[module] for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def _check_own_weight(model: nn.Module, layer: nn.Module) -> None:
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            "its weight is computed from other parameters: make it a parameter, or skip the layer"
+        )
+    for name, module in model.named_modules():
+        if module is not layer and any(value is layer.weight for value in module._parameters.values()):
+            raise ValueError(f"it shares its weight with {name!r}: factors cannot be shared; skip both")
 
 
 def _check_names(model, layers, given, maps, skip) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from lib.compression.spectrum import as_matrix, squared_singular_values
+from lib.compression.spectrum import as_matrix, power_of_two, squared_singular_values
 from lib.compression.vbmf import evbmf
 
 #: From an unfolding (channels, everything else) to a rank, 0 included.
@@ -63,7 +64,8 @@ def energy_rank(unfolding: np.ndarray, share: float = 0.9) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
-    held = np.cumsum(squared_singular_values(as_matrix(unfolding)))
+    matrix = as_matrix(unfolding)
+    held = np.cumsum(squared_singular_values(matrix, power_of_two(matrix)))
     return int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1 if held[-1] else 0
 
 
@@ -150,8 +152,8 @@ def plan(layer: nn.Conv2d | nn.Linear, ranks: Ranks, feature_map: tuple[int, int
         "rank": (output_rank, min(inputs, outputs) if matrix else outputs),
     }
     for what, (rank, limit) in limits.items():
-        if rank is not None and not 1 <= rank <= limit:
-            raise ValueError(f"{what} must be in 1..{limit}, got {rank}")
+        if rank is not None and (not isinstance(rank, Integral) or not 1 <= rank <= limit):
+            raise ValueError(f"{what} must be a whole number in 1..{limit}, got {rank}")
     kind = "Tucker-2" if pair else "SVD" if matrix else "Tucker-1"
     return Plan(kind, input_rank, output_rank, feature_map=feature_map if pair else None)
 
@@ -185,7 +187,7 @@ def _check_groups(layer: nn.Module) -> None:
 
 
 def _asked(rule: Rule, unfolding: np.ndarray) -> int:
-    rank = int(rule(unfolding))
-    if not 0 <= rank <= min(unfolding.shape):
+    rank = rule(unfolding)
+    if not isinstance(rank, Integral) or not 0 <= rank <= min(unfolding.shape):
         raise ValueError(f"the rule chose rank {rank} for an unfolding of shape {unfolding.shape}")
-    return rank
+    return int(rank)

@@ -9,6 +9,8 @@ that is not enough, and falls back to `singular_values`.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -38,6 +40,15 @@ def as_matrix(matrix: Tensor | np.ndarray, name: str = "matrix") -> np.ndarray:
     if not all(np.isfinite(matrix[rows]).all() for rows in _slices(matrix.shape[0], matrix.shape[1])):
         raise ValueError(f"{name} must be finite, got infinity or NaN among its {matrix.size} values")
     return matrix
+
+
+def power_of_two(array: np.ndarray) -> float:
+    """The power of two at or below the largest magnitude; 1 for zeros alone.
+
+    Divided by it, which loses no digit, neither huge nor tiny numbers leave float64's range when squared.
+    """
+    largest = max(abs(float(array.max())), abs(float(array.min())))
+    return 2.0 ** (int(np.frexp(largest)[1]) - 1) if largest else 1.0
 
 
 def gram(matrix: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -103,14 +114,15 @@ def leading_vectors(matrix: np.ndarray, rank: int) -> np.ndarray:
         ``rank`` is out of range.
     """
     rows, columns = matrix.shape
-    if not 1 <= rank <= rows:
-        raise ValueError(f"rank must be in 1..{rows}, got {rank}")
+    if not isinstance(rank, Integral) or not 1 <= rank <= rows:
+        raise ValueError(f"rank must be a whole number in 1..{rows}, got {rank}")
+    scale = power_of_two(matrix)
     if rows <= columns:
-        return _eigenvectors(gram(matrix), rank)
-    right = _eigenvectors(gram(matrix), min(rank, columns))
+        return _eigenvectors(gram(matrix, scale), rank)
+    right = _eigenvectors(gram(matrix, scale), min(rank, columns))
     # A rank above the number of columns is filled up with any orthonormal vectors: their share is zero.
     product = np.zeros((rows, rank))
-    product[:, : right.shape[1]] = np.asarray(matrix, dtype=np.float64) @ right
+    product[:, : right.shape[1]] = np.asarray(matrix, dtype=np.float64) / scale @ right
     return np.linalg.qr(product)[0]
 
 

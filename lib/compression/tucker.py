@@ -22,12 +22,13 @@ higher-order orthogonal iteration, HOOI.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.compression.spectrum import as_matrix, leading_vectors
+from lib.compression.spectrum import as_matrix, leading_vectors, power_of_two
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def tucker2(
     _check_rank("output_rank", output_rank, outputs)
     if sweeps < 0 or tolerance < 0:
         raise ValueError(f"sweeps and tolerance must not be negative, got {sweeps} and {tolerance}")
-    cube = array.reshape(outputs, inputs, -1)
+    scale = power_of_two(array)
+    cube = array.reshape(outputs, inputs, -1) / scale
     norm = np.linalg.norm(cube)
 
     def input_side(cube: np.ndarray) -> np.ndarray:
@@ -128,7 +130,7 @@ def tucker2(
     if errors[-1] < 1e-6:  # ‖K‖² − ‖C‖² has lost its digits: measure
         rebuilt = np.tensordot(output_factor, _contract_inputs(core, input_factor.T), 1)
         errors[-1] = float(np.linalg.norm(cube - rebuilt) / norm) if norm else 0.0
-    core = core.reshape(output_rank, input_rank, *taps)
+    core = core.reshape(output_rank, input_rank, *taps) * scale
     return Tucker(_tensor(core), _tensor(output_factor), _tensor(input_factor), tuple(errors))
 
 
@@ -155,12 +157,13 @@ def tucker1(kernel: Tensor | np.ndarray, output_rank: int) -> Tucker:
     """
     array = _kernel(kernel)
     _check_rank("output_rank", output_rank, array.shape[0])
-    unfolded = array.reshape(array.shape[0], -1)
+    scale = power_of_two(array)
+    unfolded = array.reshape(array.shape[0], -1) / scale
     factor = leading_vectors(unfolded, output_rank)
     core = factor.T @ unfolded
     norm = np.linalg.norm(unfolded)
     error = float(np.linalg.norm(unfolded - factor @ core) / norm) if norm else 0.0
-    core = core.reshape(output_rank, *array.shape[1:])
+    core = core.reshape(output_rank, *array.shape[1:]) * scale
     return Tucker(_tensor(core), _tensor(factor), None, (error,))
 
 
@@ -207,8 +210,8 @@ def _kernel(kernel: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _check_rank(name: str, rank: int, size: int) -> None:
-    if not 1 <= rank <= size:
-        raise ValueError(f"{name} must be in 1..{size}, got {rank}")
+    if not isinstance(rank, Integral) or not 1 <= rank <= size:
+        raise ValueError(f"{name} must be a whole number in 1..{size}, got {rank}")
 
 
 def _tensor(array: np.ndarray) -> Tensor:

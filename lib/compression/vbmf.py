@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ class Factorization:
     shrunk : array (R,)
         Singular values of the posterior mean B Aᵀ: smaller than those of the matrix.
     noise_variance : float
-        σ², given or estimated; 0 for a matrix of exactly low rank.
+        σ², given or estimated; 0 for a matrix of exactly low rank, and 0 or infinite where float64 ends.
     threshold : float
         Singular values above it are kept.
     mean_a, mean_b : arrays (R,)
@@ -196,14 +197,14 @@ def evbmf(
     short, long = sorted(matrix.shape)
     if noise_variance is not None and not 0 < noise_variance < math.inf:
         raise ValueError(f"noise_variance must be positive and finite, got {noise_variance}")
-    if max_rank is not None and not 1 <= max_rank <= short:
-        raise ValueError(f"max_rank must be in 1..{short}, got {max_rank}")
+    if max_rank is not None and (not isinstance(max_rank, Integral) or not 1 <= max_rank <= short):
+        raise ValueError(f"max_rank must be a whole number in 1..{short}, got {max_rank}")
     count = short if max_rank is None else max_rank
     scale = _root_mean_square(matrix)
     if scale == 0:
-        return _posterior(np.zeros(short), noise_variance or 0.0, (short, long), count, tau)
+        return _posterior(np.zeros(short), noise_variance or 0.0, 1.0, (short, long), count, tau)
 
-    given = None if noise_variance is None else noise_variance / scale**2
+    given = None if noise_variance is None else noise_variance / scale / scale
     squares = squared_singular_values(matrix, scale)
     low, high = _search_interval(squares, (short, long), count, tau)
     if long * (low if given is None else min(low, given)) < SAFE * squares[0]:
@@ -212,7 +213,7 @@ def evbmf(
         squares = exact**2
         low, high = _search_interval(squares, (short, long), count, tau)
     variance = given if given is not None else _noise_variance(squares, low, high, (short, long), count, tau)
-    return _posterior(np.sqrt(squares) * scale, variance * scale**2, (short, long), count, tau)
+    return _posterior(np.sqrt(squares), variance, scale, (short, long), count, tau)
 
 
 def _root_mean_square(matrix: np.ndarray) -> float:
@@ -260,8 +261,9 @@ def _noise_variance(
 
 
 def _posterior(
-    values: np.ndarray, variance: float, shape: tuple[int, int], count: int, tau: TauRule
+    values: np.ndarray, variance: float, scale: float, shape: tuple[int, int], count: int, tau: TauRule
 ) -> Factorization:
+    """The posterior of ``scale`` times a matrix with these singular values and this noise variance."""
     short, long = shape
     alpha = short / long
     threshold = math.sqrt(variance * long * acceptance(alpha, tau))
@@ -275,19 +277,19 @@ def _posterior(
     delta = np.sqrt(long * shrunk / (short * kept)) * (1 + alpha / root)
     if variance > 0:
         signal = 1 + alpha + alpha / root + np.log1p(root) + alpha * np.log1p(root / alpha)
-        twice = short * long * math.log(2 * math.pi * variance)
+        twice = short * long * (math.log(2 * math.pi * variance) + 2 * math.log(scale))
         twice += (values[rank:] ** 2).sum() / variance + long * signal.sum()
     else:
         twice = -math.inf
     return Factorization(
         rank=rank,
-        singular_values=values,
-        shrunk=shrunk,
-        noise_variance=variance,
-        threshold=threshold,
-        mean_a=np.sqrt(shrunk * delta),
-        mean_b=np.sqrt(shrunk / delta),
-        variance_a=variance * delta / kept,
-        variance_b=variance / (kept * delta),
+        singular_values=values * scale,
+        shrunk=shrunk * scale,
+        noise_variance=variance * scale * scale,
+        threshold=threshold * scale,
+        mean_a=np.sqrt(shrunk * delta) * math.sqrt(scale),
+        mean_b=np.sqrt(shrunk / delta) * math.sqrt(scale),
+        variance_a=variance * delta / kept * scale,
+        variance_b=variance / (kept * delta) * scale,
         free_energy=float(twice / 2),
     )

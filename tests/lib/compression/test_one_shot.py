@@ -253,11 +253,17 @@ def depthwise():
         (lambda: compress(small_net(), {}), "nothing to compress"),
         (lambda: compress(small_net(), {"22": 3}), "no layer '22' in the model: did you mean '2'"),
         (lambda: compress(small_net(), {"1": 3}), "'1' is a ReLU: not a Conv2d or Linear"),
-        (lambda: compress(small_net(), {"2": (0, 3)}), "layer '2': input rank R3 must be in 1..16, got 0"),
-        (lambda: compress(small_net(), {"2": (17, 3)}), "input rank R3 must be in 1..16, got 17"),
-        (lambda: compress(small_net(), {"2": (3, 25)}), "rank must be in 1..24, got 25"),
-        (lambda: compress(small_net(groups=2), {"2": (9, 3)}), "R3 must be in 1..8, got 9"),
-        (lambda: compress(small_net(), {"8": 11}), "layer '8': rank must be in 1..10, got 11"),
+        (
+            lambda: compress(small_net(), {"2": (0, 3)}),
+            "layer '2': input rank R3 must be a whole number in 1..16, got 0",
+        ),
+        (
+            lambda: compress(small_net(), {"2": (17, 3)}),
+            "input rank R3 must be a whole number in 1..16, got 17",
+        ),
+        (lambda: compress(small_net(), {"2": (3, 25)}), "rank must be a whole number in 1..24, got 25"),
+        (lambda: compress(small_net(groups=2), {"2": (9, 3)}), "R3 must be a whole number in 1..8, got 9"),
+        (lambda: compress(small_net(), {"8": 11}), "layer '8': rank must be a whole number in 1..10, got 11"),
         (lambda: compress(small_net(), {"8": (2, 2)}), "needs the feature map"),
         (lambda: compress(small_net(), {"2": (1, 2, 3)}), "one number or a pair"),
         (lambda: compress(small_net(), {"2": (2, 3)}, skip=["0"]), "skip is for rules"),
@@ -292,3 +298,60 @@ def test_a_kernel_that_is_not_finite_is_named_before_anything_changes(ranks):
     with pytest.raises(ValueError, match="layer '2': the kernel must be finite"):
         compress(model, ranks, inplace=True)
     assert list(map(type, model)) == before
+
+
+# --- layers with several names, shared weights, hooks, what is frozen ---
+
+
+def test_a_layer_with_several_names_is_replaced_under_all_of_them():
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(6, 6), shared, nn.ReLU(), shared)
+    for ranks in (0.5, {"1": 3}, {"3": 3}):
+        found = compress(model, ranks)
+        assert found.model[1] is found.model[3] and isinstance(found.model[1], nn.Sequential)
+        assert found.report["layer"].tolist() == ["0", "1"]
+        assert sum(p.numel() for p in found.model.parameters()) == found.report["parameters_after"].sum()
+    assert compress(model, 0.5, skip=["3"]).report["kind"].tolist() == ["SVD", "kept"]
+
+
+@pytest.mark.parametrize("other", [nn.Linear, nn.Embedding])
+def test_a_shared_weight_is_refused_by_name(other):
+    model = nn.ModuleDict({"first": nn.Linear(6, 6), "second": other(6, 6), "third": nn.Linear(6, 6)})
+    model["second"].weight = model["first"].weight
+    with pytest.raises(ValueError, match="layer 'first': it shares its weight with 'second'.*skip both"):
+        compress(model, 0.5)
+    assert compress(model, {"third": 3}).ranks == {"third": 3}
+
+
+def test_a_computed_weight_is_refused():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 6)))
+    with pytest.raises(ValueError, match="layer '0': its weight is computed from other parameters"):
+        compress(model, 0.5)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hooks_stay_and_can_still_be_removed(inplace):
+    model, calls = nn.Sequential(nn.Linear(6, 6)), []
+    handle = model[0].register_forward_hook(lambda *_: calls.append("behind"))
+    model[0].register_forward_pre_hook(lambda *_: calls.append("before"))
+    model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    found = compress(model, 0.5, inplace=inplace).model
+    found(torch.ones(1, 6, requires_grad=True)).sum().backward()
+    assert calls == ["before", "behind", "backward"]
+    handle.remove()
+    calls.clear()
+    found(torch.ones(1, 6))
+    assert calls == (["before"] if inplace else ["before", "behind"])
+
+
+@pytest.mark.parametrize("weights", ["decomposed", "fresh"])
+def test_what_is_frozen_stays_frozen(weights):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Conv2d(2, 2, 3)).eval()
+    model[0].bias.requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    model[2].train()
+    found = compress(model, 0.5, weights=weights).model
+    frozen = [name for name, parameter in found.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["0.expand.bias", "1.core.weight", "1.expand.weight"]
+    assert [part.training for part in (found, *found, found[2].core)] == [False, False, False, True, True]

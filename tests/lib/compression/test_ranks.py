@@ -58,7 +58,22 @@ def test_given_ranks():
     assert torch.equal(
         kernel[1, 2], matrix.weight[1, 8:].reshape(2, 2)
     )  # map channels come one after the other
-    with pytest.raises(ValueError, match="rank must be in 1..5, got 6"):
+    with pytest.raises(ValueError, match="rank must be a whole number in 1..5, got 6"):
         plan(matrix, 6, None)
-    with pytest.raises(ValueError, match="input rank R3 must be in 1..4, got 5"):
+    with pytest.raises(ValueError, match="input rank R3 must be a whole number in 1..4, got 5"):
         plan(convolution, (5, 3), None)
+
+
+def test_ranks_are_whole_numbers():
+    layer = nn.Conv2d(4, 5, 3)
+    for ranks in (2.0, 2.5, (2, 2.0)):
+        with pytest.raises(ValueError, match=r"must be a whole number in 1\.\.5, got 2"):
+            plan(layer, ranks, None)
+    assert plan(layer, (np.int64(2), 3), None) == Plan("Tucker-2", 2, 3)
+    with pytest.raises(ValueError, match=r"the rule chose rank 2\.7"):
+        choose(layer, lambda unfolding: 2.7, None, one_sided=True)
+
+
+def test_energy_in_any_unit():
+    matrix = np.random.RandomState(0).randn(6, 20)
+    assert energy_rank(matrix) == energy_rank(matrix * 1e200) == energy_rank(matrix * 1e-200) > 1

@@ -129,19 +129,34 @@ def test_any_dtype_layout_and_gradient(dtype):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: tucker2(kernel(4, 3, 2, 2), 0, 2), "input_rank must be in 1..3, got 0"),
-        (lambda: tucker2(kernel(4, 3, 2, 2), 4, 2), "input_rank must be in 1..3, got 4"),
-        (lambda: tucker2(kernel(4, 3, 2, 2), 3, 5), "output_rank must be in 1..4, got 5"),
+        (lambda: tucker2(kernel(4, 3, 2, 2), 0, 2), "input_rank must be a whole number in 1..3, got 0"),
+        (lambda: tucker2(kernel(4, 3, 2, 2), 4, 2), "input_rank must be a whole number in 1..3, got 4"),
+        (lambda: tucker2(kernel(4, 3, 2, 2), 3, 5), "output_rank must be a whole number in 1..4, got 5"),
         (lambda: tucker2(kernel(4, 3, 2, 2), 3, 4, sweeps=-1), "must not be negative"),
         (lambda: tucker2(kernel(4, 3), 1, 1), "four axes"),
         (lambda: tucker2(kernel(4, 0, 2, 2), 1, 1), "four axes"),
-        (lambda: tucker1(kernel(4, 3, 2, 2), 5), "output_rank must be in 1..4, got 5"),
+        (lambda: tucker1(kernel(4, 3, 2, 2), 5), "output_rank must be a whole number in 1..4, got 5"),
         (lambda: tucker1(np.full((4, 3, 2, 2), np.nan), 2), "kernel must be finite"),
         (lambda: tucker2(torch.full((4, 3, 2, 2), float("inf")), 2, 2), "kernel must be finite"),
-        (lambda: truncated_svd(kernel(4, 3), 4), "rank must be in 1..3, got 4"),
+        (lambda: truncated_svd(kernel(4, 3), 4), "rank must be a whole number in 1..3, got 4"),
         (lambda: truncated_svd(kernel(4, 3, 1), 1), "two-dimensional"),
     ],
 )
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("unit", [2.0**-1000, 2.0**-700, 2.0**700, 2.0**1000])
+def test_the_factors_are_those_of_any_unit(unit):
+    """Also where squared entries leave float64: a power of two loses no digit."""
+    k = kernel(6, 5, 3, 3)
+    for decompose in (
+        lambda k: tucker2(k, 2, 3),
+        lambda k: tucker1(k, 3),
+        lambda k: truncated_svd(k[:, :, 0, 0], 2),
+    ):
+        one, found = decompose(k), decompose(k * unit)
+        assert found.errors == one.errors and 0 < one.relative_error < 1
+        assert torch.equal(found.core / unit, one.core)
+        assert torch.equal(found.output_factor, one.output_factor)

@@ -313,8 +313,8 @@ def test_bad_matrices(matrix, match):
     [
         ({"noise_variance": 0.0}, "noise_variance must be positive"),
         ({"noise_variance": math.nan}, "noise_variance must be positive"),
-        ({"max_rank": 0}, "max_rank must be in 1..3"),
-        ({"max_rank": 4}, "max_rank must be in 1..3"),
+        ({"max_rank": 0}, "max_rank must be a whole number in 1..3"),
+        ({"max_rank": 4}, "max_rank must be a whole number in 1..3"),
     ],
 )
 def test_bad_options(options, match):
@@ -343,7 +343,7 @@ def test_more_vectors_than_columns():
     vectors = leading_vectors(tall, 7)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(7), atol=1e-12)
     np.testing.assert_allclose(vectors @ (vectors.T @ tall), tall, atol=1e-12)
-    with pytest.raises(ValueError, match="rank must be in 1..9"):
+    with pytest.raises(ValueError, match="rank must be a whole number in 1..9"):
         leading_vectors(tall, 10)
 
 
@@ -356,3 +356,17 @@ def test_the_gram_matrix_is_made_in_blocks():
     tracemalloc.stop()
     assert peak < 2.1 * 8 * (1 << 22) < 0.5 * 8 * matrix.size
     np.testing.assert_allclose(np.diag(found), (matrix.astype(float) ** 2).sum(1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e300])
+def test_the_posterior_is_in_the_unit_of_the_matrix(unit):
+    """Also where squared entries leave float64."""
+    random = np.random.RandomState(0)
+    matrix = random.randn(12, 3) @ random.randn(3, 30) + 0.1 * random.randn(12, 30)
+    one, found = evbmf(matrix), evbmf(matrix * unit)
+    assert found.rank == one.rank == 3
+    for name in ("singular_values", "shrunk", "threshold", "variance_a", "variance_b"):
+        np.testing.assert_allclose(getattr(found, name) / unit, getattr(one, name), rtol=1e-6)
+    for name in ("mean_a", "mean_b"):
+        np.testing.assert_allclose(getattr(found, name) / np.sqrt(unit), getattr(one, name), rtol=1e-6)
+    assert found.free_energy - one.free_energy == pytest.approx(12 * 30 * np.log(unit), rel=1e-6)
