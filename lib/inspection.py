@@ -22,16 +22,25 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Literal["input", "output"], Callable]]) -> Iterator[None]:
-    """Hang hooks on modules, before (``input``) or behind (``output``) their forward pass, for a while."""
+    """Hang hooks on modules, before (``input``) or behind (``output``) their forward pass, for a while.
+
+    What a module is called with by keyword stands behind the other inputs.
+    """
     handles = []
     try:
         for module, side, hook in hooks:
-            register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
-            handles.append(register(hook))
+            if side == "input":
+                handles.append(module.register_forward_pre_hook(_with_keywords(hook), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_keywords(hook: Callable) -> Callable:
+    return lambda module, inputs, keywords: hook(module, (*inputs, *keywords.values()))
 
 
 @contextmanager
@@ -46,7 +55,7 @@ def captured(
     names : iterable of str
         Of submodules, as `nn.Module.get_submodule` takes them.
     side : {"input", "output"}
-        The first positional argument of the module's forward pass, or what it returns.
+        The first argument of the module's forward pass, or what it returns.
 
     Yields
     ------

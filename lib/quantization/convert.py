@@ -19,7 +19,10 @@ Kind = Literal["unsigned", "signed", "hswish"]
 KINDS = ("unsigned", "signed", "hswish")
 REPLACED = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 QUANTIZED = (QuantizedConv2d, QuantizedLinear, DuQConv2d, DuQLinear)
-UNSUPPORTED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+UNSUPPORTED = (
+    *(nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase),
+    *(nn.MultiheadAttention, nn.Bilinear),
+)
 
 
 def quantize(
@@ -59,15 +62,17 @@ def quantize(
     kinds
         Kinds by name of layer, where the rule above is not what is wanted.
     skip
-        Names of layers (or of modules with all that is in them) to leave as they are.
+        Names of layers (or of modules with all that is in them) to leave as they are. A layer with several
+        names answers to each of them.
     inplace
-        Whether to convert ``model`` itself; otherwise a copy.
+        Whether to convert ``model`` itself; otherwise a copy. Of a model that is a layer, a new one is made.
 
     Returns
     -------
     nn.Module
         Its layers are `QuantizedConv2d` and `QuantizedLinear`, its keys those of ``model`` and
-        the quantisers'.
+        the quantisers'. Layers keep their hooks, their mode, and parameters that are shared or frozen; a
+        layer with several names is one layer with one quantiser, layers that share a weight have one each.
 
     Raises
     ------
@@ -76,16 +81,17 @@ def quantize(
         unknown name in ``kinds`` or ``skip``; no layer at all.
     """
     model = model if inplace else copy.deepcopy(model)
-    names = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in [*skip, *(kinds or {})]:
-        if name not in names:
+        if name not in modules:
             raise ValueError(f"the network has no module {name!r}")
     if unknown := sorted(set((kinds or {}).values()) - set(KINDS)):
         raise ValueError(f"kinds are {', '.join(KINDS)}, got {unknown[0]!r}")
-    layers = {name: module for name, module in _candidates(model, skip)}
+    layers = {name: module for name, module in _candidates(model, [modules[name] for name in skip])}
     if not layers:
         raise ValueError("the network has no convolution or linear layer to quantise")
-    inputs = _Inputs(model, layers, kinds or {}, activations)
+    kind_of = {modules[name]: kind for name, kind in (kinds or {}).items()}
+    inputs = _Inputs(model, layers, kind_of, activations)
     order = inputs.run(sample)
     if missed := [name for name in layers if name not in order]:
         raise ValueError(f"the sample does not reach {missed[0]}: skip it, or use it")
@@ -104,6 +110,7 @@ def quantize(
         if of_input is not None:
             of_input.initialise(inputs.seen[name])
         new = REPLACED[type(layer)].of(layer, weight_quantizer=of_weight, input_quantizer=of_input)
+        model = new if layer is model else model
         _replace(model, layer, new)
     return model
 
@@ -130,9 +137,10 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _candidates(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(model: nn.Module, skip: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    left = {module for skipped in skip for module in skipped.modules()}
     for name, module in model.named_modules():
-        if any(name == left or name.startswith(f"{left}.") for left in skip):
+        if module in left:
             continue
         if type(module) in REPLACED:
             yield name, module
@@ -177,7 +185,7 @@ class _Inputs:
                 return
             x = inputs[0]
             known = self._of_hardswish.get(id(x))
-            kind = self.kinds.get(name)
+            kind = self.kinds.get(module)
             if kind is None and known is not None and known() is x:
                 kind = "hswish"
             if kind is None:

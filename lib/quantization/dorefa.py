@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.quantization.quantizer import Grid, Quantizer
-from lib.quantization.rounding import fake_quantize, straight_through
+from lib.quantization.quantizer import Grid, Quantizer, at_least_single
+from lib.quantization.rounding import EPSILON, fake_quantize, straight_through
 
 
 class DoReFaWeight(Quantizer):
@@ -30,18 +30,23 @@ class DoReFaWeight(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         if not x.numel():
             return x.clone()
+        wide = at_least_single(x)
         if self.bits == 1:
             with torch.no_grad():
-                self.scale = x.detach().abs().mean().to(self.scale.dtype)
+                counted = wide.isfinite()
+                mean = wide.abs().where(counted, 0).sum(dtype=torch.float64) / counted.sum().clamp_min(1)
+                self.scale = mean.to(self.scale.dtype)
                 grid = self.grid()
-                y = (x >= 0).to(x.dtype) * grid.step.to(x.dtype) + grid.offset.to(x.dtype)
-            return straight_through(x, y)
-        squashed = x.tanh()
-        squashed = squashed / squashed.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
+                y = (wide >= 0).to(wide.dtype) * grid.step.to(wide.dtype) + grid.offset.to(wide.dtype)
+                y = y.where(~wide.isnan(), wide)
+            return straight_through(wide, y).to(x.dtype)
+        squashed = wide.tanh()
+        largest = squashed.abs().where(~squashed.isnan(), 0).max()
+        squashed = squashed / largest.where(largest > EPSILON, 1)
         grid = self.grid()
         with torch.no_grad():
             y = fake_quantize(squashed, grid.step, low=grid.low, high=grid.high, offset=grid.offset)
-        return straight_through(squashed, y)
+        return straight_through(squashed, y).to(x.dtype)
 
 
 class DoReFaActivation(Quantizer):

@@ -123,7 +123,7 @@ class Instability:
             quantizer = getattr(layer, "input_quantizer", None)
             if isinstance(quantizer, Quantizer):
                 self._handles.append(quantizer.register_forward_hook(self._keep_input(name)))
-            self._handles.append(layer.register_forward_hook(self._measure(name)))
+            self._handles.append(layer.register_forward_hook(self._measure(name), with_kwargs=True))
         return self
 
     def __exit__(self, *_) -> None:
@@ -186,8 +186,8 @@ class Instability:
         layer = self.layers[name]
 
         @torch.no_grad()
-        def hook(module, inputs, output):
-            x = self._input.pop(name, inputs[0])
+        def hook(module, inputs, keywords, output):
+            x = self._input.pop(name, [*inputs, *keywords.values()][0])
             if not layer.training:
                 return
             before, weight = self._before.get(name), layer.quantized_weight().detach().clone()

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.quantizer import Grid, Quantizer, at_least_single, check_channels
 from lib.quantization.rounding import EPSILON, fake_quantize
 
 GRIDS = ("mid-tread", "mid-rise")
@@ -109,7 +109,7 @@ class Laplace(Quantizer):
         super().__init__(bits, least=1 if one_sided or grid == "mid-rise" else 2)
         self.kind, self.one_sided = grid, one_sided
         self.adaptive = not one_sided if adaptive is None else adaptive
-        self.register_buffer("scale", torch.ones(channels or 1))
+        self.register_buffer("scale", torch.ones(check_channels(channels, "Laplace")))
 
     def grid(self) -> Grid:
         scale = self.scale.reshape(()) if len(self.scale) == 1 else self.scale
@@ -124,7 +124,7 @@ class Laplace(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         if self.adaptive and x.numel():
             with torch.no_grad():
-                self.measure(x.detach())
+                self.measure(at_least_single(x.detach()))
         grid = self.grid()
         offset = grid.offset if self.kind == "mid-rise" else None
         return fake_quantize(x, grid.step, low=grid.low, high=grid.high, offset=offset)
@@ -133,9 +133,8 @@ class Laplace(Quantizer):
         rows = x.reshape(1 if len(self.scale) == 1 else x.shape[0], -1)
         if len(rows) != len(self.scale):
             raise ValueError(f"Laplace: scales for {len(self.scale)} channels, data with {len(rows)}")
+        counted = rows.isfinite()  # adaptive, a tensor that nobody checked comes here
         if self.one_sided:
-            positives = rows > 0
-            mean = (rows * positives).sum(1) / positives.sum(1).clamp_min(1)
-        else:
-            mean = rows.abs().mean(1)
+            counted &= rows > 0
+        mean = rows.abs().where(counted, 0).sum(1, dtype=torch.float64) / counted.sum(1).clamp_min(1)
         self.scale.copy_(mean.clamp_min(EPSILON))

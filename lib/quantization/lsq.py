@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.quantizer import Grid, Quantizer, check_channels
 from lib.quantization.rounding import fake_quantize, positive, scaled_gradient
 
 
@@ -46,7 +46,7 @@ class LSQ(Quantizer):
     ) -> None:
         super().__init__(bits, least=2 if signed else 1)
         self._signed, self.narrow, self.scale_gradient = signed, narrow, scale_gradient
-        self.step = nn.Parameter(torch.ones(channels or 1))
+        self.step = nn.Parameter(torch.ones(check_channels(channels, "LSQ")))
 
     def _bounds(self) -> tuple[int, int]:
         if not self._signed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.quantizer import Grid, Quantizer, at_least_single
 from lib.quantization.rounding import EPSILON, fake_quantize, positive, straight_through
 
 
@@ -60,20 +60,21 @@ class QIL(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         top, grid = self._top, self.grid()
-        start, half = self.centre - self.half_width, positive(self.half_width)
-        magnitude = x.abs() if self._signed else x
+        start, half = (self.centre - self.half_width).squeeze(), positive(self.half_width).squeeze()
+        wide = at_least_single(x)
+        magnitude = wide.abs() if self._signed else wide
         if self.exponent is None:
             step = half * (2 / top)
-            out = grid.step.reshape(1)
-            y = fake_quantize(magnitude, step, low=0, high=top, offset=start, out_step=out,
-                              out_offset=torch.zeros_like(out))  # fmt: skip
+            y = fake_quantize(magnitude, step, low=0, high=top, offset=start, out_step=grid.step,
+                              out_offset=torch.zeros_like(grid.step))  # fmt: skip
         else:
-            t = ((magnitude - start.to(x.dtype)) / (2 * half.to(x.dtype))).clamp(0, 1)
+            beyond = (start + 3 * half).detach()  # an infinite magnitude would make the clipped gradient NaN
+            t = ((magnitude.minimum(beyond) - start) / (2 * half)).clamp(0, 1)
             inside = t > 0  # the power's gradient at zero would be NaN
-            powered = torch.where(inside, t.clamp_min(EPSILON) ** self.exponent.to(x.dtype), t)
-            rounded = (powered.detach() * top).round() * grid.step.to(x.dtype)
-            y = straight_through(powered * self.scale.to(x.dtype), rounded)
-        return torch.where(x < 0, -y, y) if self._signed else y
+            powered = torch.where(inside, t.clamp_min(EPSILON) ** self.exponent.squeeze(), t)
+            rounded = (powered.detach() * top).round() * grid.step
+            y = straight_through(powered * self.scale.squeeze(), rounded)
+        return (torch.where(x < 0, -y, y) if self._signed else y).to(x.dtype)
 
     def measure(self, x: Tensor) -> None:
         largest = x.abs().max().clamp_min(1e-6)

@@ -60,8 +60,8 @@ class _Quantized:
         """The input that the layer computes with."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.compute(self.quantized_input(x), self.quantized_weight())
+    def forward(self, input: Tensor) -> Tensor:
+        return self.compute(self.quantized_input(input), self.quantized_weight())
 
 
 class QuantizedConv2d(_Quantized, nn.Conv2d):

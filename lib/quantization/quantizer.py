@@ -52,8 +52,10 @@ class Quantizer(nn.Module):
 
     Notes
     -----
-    NaN passes through ``forward`` (the training loop stops on it), infinities are clipped; `encode` and
-    `initialise` refuse both.
+    NaN passes through ``forward`` (the training loop stops on it), infinities are clipped, a tensor without
+    elements comes back, as does one without axes; `encode` refuses NaN and infinities, `initialise` also what
+    is empty. Where all values are equal, or zero, the range is the smallest that has levels. Half precision
+    is measured and quantised in float32, and rounded to its own type at the end.
     """
 
     padding_value: float = 0.0
@@ -75,7 +77,7 @@ class Quantizer(nn.Module):
     @property
     def signed(self) -> bool:
         """Whether negative values have levels of their own."""
-        grid = self.grid()
+        grid = self._finite_grid()
         return bool((grid.low * grid.step + grid.offset < 0).any())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,15 +104,16 @@ class Quantizer(nn.Module):
         Raises
         ------
         ValueError
-            ``x`` is empty, not floating point or not finite.
+            ``x`` is empty, not floating point or not finite, in float32 neither.
         """
         check_data(x, type(self).__name__)
+        check_data(x.float(), type(self).__name__)
         with torch.no_grad():
-            self.measure(x.detach())
+            self.measure(at_least_single(x.detach()))
         return self
 
     def measure(self, x: Tensor) -> None:
-        """Set the ranges from checked data. Nothing to do by default."""
+        """Set the ranges from checked data, float32 or float64. Nothing to do by default."""
 
     def levels(self) -> Tensor:
         """All values that ``forward`` returns, ascending: (K,), or (channels, K)."""
@@ -136,8 +139,8 @@ class Quantizer(nn.Module):
         return ((y - offset) / step).round_().sub_(grid.low).to(torch.uint8)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Values of codes. ``decode(encode(x))`` is ``forward(x)``, bit for bit.
+    def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Values of codes, in a floating type: ``decode(encode(x), x.dtype)`` is ``forward(x)``, bit for bit.
 
         Raises
         ------
@@ -150,8 +153,10 @@ class Quantizer(nn.Module):
             raise ValueError(f"codes are integers, got {codes.dtype}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < count:
             raise ValueError(f"codes are in 0..{count - 1}, got {int(codes.min())}..{int(codes.max())}")
-        integers = codes.to(grid.step.dtype) + grid.low
-        return integers * _along_first(grid.step, codes) + _along_first(grid.offset, codes)
+        wide = torch.promote_types(dtype, torch.float32)
+        integers = codes.to(wide) + grid.low
+        step, offset = (_along_first(value.to(wide), codes) for value in (grid.step, grid.offset))
+        return (integers * step + offset).to(dtype)
 
     def _finite_grid(self) -> Grid:
         if self.bits is None:
@@ -166,6 +171,18 @@ def check_data(x: Tensor, name: str) -> None:
     """Refuse what no range can be measured on: ValueError in one line."""
     if not x.is_floating_point() or not x.numel() or not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name}: ranges need at least one finite floating-point value, got {describe(x)}")
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision as float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_channels(channels: int | None, name: str) -> int:
+    """The number of ranges: one per channel, or one for all; ValueError below one."""
+    if channels is not None and channels < 1:
+        raise ValueError(f"{name}: channels must be at least 1 or None, got {channels}")
+    return channels or 1
 
 
 def describe(x: Tensor) -> str:

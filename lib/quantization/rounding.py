@@ -43,7 +43,8 @@ def fake_quantize(
     ``out_step``    Σ g k                                         DuQ's output range
     both, tied      Σ g (k − u [in])                              LSQ's step
     ``offset``      −(out_step / step) Σ_in g
-    ``out_offset``  Σ g                                           with ``offset`` tied: LSQ+'s offset
+    ``out_offset``  Σ g
+    both, tied      Σ g, not in                                   LSQ+'s offset
     ``clip``        Σ g sign(k), not in                           PACT's clipping level
     ==============  ============================================  ===========================================
 
@@ -73,7 +74,9 @@ def fake_quantize(
     """
     out_step = step if out_step is None else out_step
     out_offset = offset if out_offset is None else out_offset
-    tied = step is out_step
+    # Their gradients are sums that mostly cancel, and are taken together; autograd would add them too late.
+    pairs = {"step": step is out_step, "offset": step is out_step and offset is out_offset}
+    tied = {name for name, same in pairs.items() if same}
     return _FakeQuantize.apply(x, step, offset, out_step, out_offset, clip, low, high, tied)
 
 
@@ -109,26 +112,34 @@ class _FakeQuantize(torch.autograd.Function):
         ratio = s_out / s_in
         for_x, *asked = ctx.needs_input_grad[: 1 + len(_SCALES)]
         sums = {name: 0.0 for name, wanted in zip(_SCALES, asked, strict=True) if wanted}
+        for name in ctx.tied:
+            sums.pop(f"out_{name}", None)
+        buffer = None
         for grad, passed, block in _blocks(s_in, g, dx, x):
             u = _to_grid(block, s_in, b_in)
             torch.ops.aten.hardtanh_backward.grad_input(grad, u, low, high, grad_input=passed)  # g, in
-            if "step" in sums:
-                sums["step"] += _inner(passed, u)
+            if "step" in sums:  # u, in: what is clipped may be infinite
+                buffer = torch.empty_like(u) if buffer is None else buffer
+                inside = torch.ops.aten.hardtanh_backward.grad_input(
+                    u, u, low, high, grad_input=buffer[: len(u)]
+                )
             if "offset" in sums:
-                sums["offset"] += _total(passed)
-            if "out_step" in sums or "clip" in sums:
+                sums["offset"] += _total(grad - passed if "offset" in ctx.tied else passed)
+            if sums.keys() & {"step", "out_step", "clip"}:
                 k = u.clamp_(low, high).round_()
+            if "step" in sums:
+                sums["step"] += _inner(grad, inside.sub_(k).neg_() if "step" in ctx.tied else inside)
             if "out_step" in sums:
                 sums["out_step"] += _inner(grad, k)
             if "out_offset" in sums:
                 sums["out_offset"] += _total(grad)
             if "clip" in sums:
                 sums["clip"] += _inner(grad - passed, k.sign_())
-            if not ctx.tied:
+            if "step" not in ctx.tied:
                 passed.mul_(ratio)
         per_channel = isinstance(ratio, Tensor) and ratio.dim() > 0
         through_the_grid = -ratio.double()[:, 0] if per_channel else -ratio
-        for name in {"step", "offset"} & sums.keys():
+        for name in {"step", "offset"} & sums.keys() - ctx.tied:
             sums[name] = sums[name] * through_the_grid
         gradients = {
             name: torch.as_tensor(total, dtype=step.dtype, device=step.device).reshape(ctx.shapes[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.quantizer import Grid, Quantizer, check_channels
 from lib.quantization.rounding import EPSILON, fake_quantize
 
 #: Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best.
@@ -55,7 +55,7 @@ class Uniform(Quantizer):
         if self.symmetric and not signed:
             raise ValueError("a symmetric range has both signs: signed=False asks for symmetric=False")
         self.range_from, self._signed = range_from, signed
-        high = torch.ones(channels or 1)
+        high = torch.ones(check_channels(channels, "Uniform"))
         self.register_buffer("lower", -high if signed else torch.zeros_like(high))
         self.register_buffer("upper", high)
 

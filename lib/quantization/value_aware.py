@@ -239,6 +239,8 @@ class ValueAware(Quantizer):
     -----
     ``forward`` returns grid values *and* the large values as they are, so `levels` has only the former, which
     follow the last tensor seen; `encode` returns a `PackedTensor`. The gradient passes straight through.
+    Other than the other quantisers, ``forward`` refuses NaN, infinities and float64: what is large is kept
+    as it is, in a narrower type.
     """
 
     def __init__(
@@ -268,7 +270,8 @@ class ValueAware(Quantizer):
 
     def measure(self, x: Tensor) -> None:
         """Keep the step that this tensor would get, for `levels`."""
-        self.step.fill_(_step(split(x, self.ratio, signed=self.signed).top, self.bits, self.grid_name))
+        if self.bits is not None:
+            self.step.fill_(_step(split(x, self.ratio, signed=self.signed).top, self.bits, self.grid_name))
 
     def grid(self) -> Grid:
         """Levels of the small values of the last tensor that `initialise` or `encode` saw."""
@@ -283,9 +286,9 @@ class ValueAware(Quantizer):
         self.step.fill_(packed.step)
         return packed
 
-    def decode(self, codes: PackedTensor) -> Tensor:
-        """Values of a stored tensor: ``decode(encode(x))`` is ``forward(x)``, bit for bit."""
-        return codes.decode()
+    def decode(self, codes: PackedTensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Values of a stored tensor, by default in its type: ``decode(encode(x))`` is ``forward(x)``."""
+        return codes.decode().to(dtype or codes.dtype)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, ratio={self.ratio}, grid={self.grid_name}"

@@ -195,3 +195,78 @@ def test_the_real_networks(network, convolutions, linears):
         assert padded.count(-0.375) == 10  # the blocks with h-swish; the first block's input is the stem's
     else:
         assert set(padded) == {0.0}
+
+
+# --- layers with several names, called by keyword, with hooks ---
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.second(input=self.first(input=x).relu())
+
+
+def test_a_layer_called_by_keyword():
+    torch.manual_seed(0)
+    model = ByKeyword().eval()
+    new = quantize(model, SAMPLE, weights=of_weights, activations=of_activations)
+    assert new.second.input_quantizer.kind == "unsigned"
+    plain = nn.Sequential(model.first, nn.ReLU(), model.second)
+    expected = quantize(plain, SAMPLE, weights=of_weights, activations=of_activations)
+    assert torch.equal(new(SAMPLE), expected(SAMPLE))
+
+
+def test_a_model_that_is_a_layer():
+    layer = nn.Linear(5, 2)
+    new = quantize(layer, SAMPLE, weights=of_weights)
+    assert type(layer) is nn.Linear
+    assert torch.equal(
+        new(SAMPLE), nn.functional.linear(SAMPLE, new.weight_quantizer(layer.weight), layer.bias)
+    )
+
+
+def test_a_layer_answers_to_each_of_its_names():
+    torch.manual_seed(0)
+    shared = nn.Conv2d(4, 4, 1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.ReLU(), shared)
+    options = {"weights": of_weights, "activations": of_activations}
+    for name in ("1", "3"):
+        assert (
+            quantize(model, SAMPLE, kinds={name: "unsigned"}, **options)[1].input_quantizer.kind == "unsigned"
+        )
+        left = quantize(model, SAMPLE, skip=[name], **options)
+        assert [name for name, _ in quantized_layers(left)] == ["0"] and left[1] is left[3]
+
+
+def test_a_shared_weight_stays_shared_with_a_quantiser_for_each_layer():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    model[1].weight = model[0].weight
+    new = quantize(model, SAMPLE, weights=of_weights)
+    assert new[0].weight is new[1].weight is not model[0].weight
+    assert new[0].weight_quantizer is not new[1].weight_quantizer
+
+
+def test_hooks_mode_and_what_is_frozen_stay():
+    model, calls = small(), []
+    model[4].register_forward_hook(lambda *_: calls.append("behind"))
+    model[4].bias.requires_grad_(False)
+    model[4].eval()
+    new = quantize(model, SAMPLE, weights=of_weights)
+    calls.clear()
+    new(SAMPLE)
+    assert calls == ["behind"]
+    assert not new[4].training and new[7].training
+    assert [name for name, p in new.named_parameters() if not p.requires_grad] == ["4.bias"]
+
+
+def test_layers_of_other_kinds_are_named_and_may_be_skipped():
+    class Other(nn.Linear):
+        """May compute something else."""
+
+    model = nn.Sequential(nn.Linear(5, 5), Other(5, 5))
+    with pytest.raises(ValueError, match="1 is a Other: Conv2d and Linear are quantised; skip it by name"):
+        quantize(model, SAMPLE, weights=of_weights)
+    assert len(list(quantized_layers(quantize(model, SAMPLE, weights=of_weights, skip=["1"])))) == 1

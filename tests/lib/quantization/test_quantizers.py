@@ -214,15 +214,83 @@ def test_wrong_input_is_refused(name):
         quantizer.decode(torch.tensor([0, 200]))
 
 
+TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INPUTS = {
+    "normal": random(3, 20).abs() * 0.8,
+    "both signs": random(3, 20),
+    "zeros": torch.zeros(3, 4),
+    "constant": torch.full((3, 4), 0.75),
+    "negative constant": torch.full((3, 4), -0.75),
+    "no axes": torch.tensor(0.75),
+    "one element": torch.tensor([0.75]),
+    "large": torch.tensor([0.5, 3000.0, -3000.0]),
+    "tiny": torch.tensor([3e-5, 6e-5]),
+}
+
+
 @every
-def test_nan_passes_and_infinity_is_clipped(name):
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("label", INPUTS)
+def test_any_type_and_any_values(name, dtype, label):
+    """Shape and type stay, values are finite levels in the input's type, gradients finite, codes exact."""
+    x = INPUTS[label].to(dtype)
+    quantizer = made(name, 4, x)
+    inputs = x.clone().requires_grad_()
+    y = quantizer(inputs)
+    assert y.shape == x.shape and y.dtype == dtype and y.isfinite().all()
+    codes = quantizer.encode(x)
+    assert codes.shape == x.shape and torch.equal(quantizer.decode(codes, dtype), y)
+    levels = quantizer.levels()
+    assert levels.isfinite().all() and (levels.diff() > 0).all()
+    assert torch.isin(y.float(), levels.to(dtype).float()).all() or dtype == torch.float64
+    y.sum().backward()
+    grads = [inputs.grad, *(p.grad for p in quantizer.parameters())]
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@every
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_nan_stays_where_it_is_and_infinities_are_clipped(name, dtype):
     quantizer = made(name, 3, random(100))
-    y = quantizer(torch.tensor([0.1, float("nan")]))
+    x = torch.tensor([0.3, torch.nan, torch.inf, -torch.inf, 0.9], dtype=dtype)
+    y = quantizer(x)
+    assert y.isnan().tolist() == [False, True, False, False, False]
     if name not in ("DoReFa weights", "Laplace of each tensor"):  # their grids follow the tensor
-        assert y[1].isnan() and y[0].isfinite()
-        assert quantizer(torch.tensor([float("inf")])) == quantizer.levels()[-1]
-    else:
-        assert y.isnan().any()
+        assert torch.equal(y[2:4], quantizer(torch.tensor([9.0, -9.0], dtype=dtype)))
+        finite = torch.tensor([0.3, 0.3, 9.0, -9.0, 0.9], dtype=dtype)
+        assert torch.equal(y[[0, 4]], quantizer(finite)[[0, 4]])
+    infinite = torch.tensor([0.3, torch.inf, -torch.inf], dtype=dtype, requires_grad=True)
+    quantizer(infinite).sum().backward()
+    assert all(p.grad.isfinite().all() for p in [infinite, *quantizer.parameters()])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_is_measured_in_single(name):
+    """Squared errors, and twice a mean, leave float16; a range in bfloat16 has three digits."""
+    x = (random(50_000) * 3000).half()
+    for values in (x, x.bfloat16()):
+        ranges, expected = (made(name, 4, v).state_dict() for v in (values, values.float()))
+        assert all(torch.equal(ranges[key], expected[key]) for key in expected)
+
+
+def test_float64_beyond_float32_is_refused():
+    with pytest.raises(ValueError, match="1 NaN or infinite values"):
+        LSQ(4).initialise(torch.tensor([1.0, 1e300], dtype=torch.float64))
+
+
+def test_there_is_one_channel_at_least():
+    for make in (LSQ, Laplace, Uniform):
+        with pytest.raises(
+            ValueError, match=f"^{make.__name__}: channels must be at least 1 or None, got 0$"
+        ):
+            make(4, channels=0)
+
+
+@every
+def test_full_precision_has_no_sign_of_its_own(name):
+    quantizer = EVERY[name](None).initialise(random(10))
+    with pytest.raises(ValueError, match="set bits"):
+        assert quantizer.signed is None
 
 
 @every
@@ -397,6 +465,23 @@ def test_lsq_step_gradient_is_the_papers():
     v = x / 0.5
     slope = torch.where(v <= -4, -4.0, torch.where(v >= 3, 3.0, v.round() - v))
     torch.testing.assert_close(quantizer.step.grad.item(), (g * slope).sum().item() / math.sqrt(1000 * 3))
+
+
+@pytest.mark.parametrize("make", [LSQ, LSQPlus])
+def test_gradients_that_cancel_keep_their_digits(make):
+    """Σ g k and Σ g u, taken apart in float32 and subtracted, lose some hundred times more."""
+    x = (random(100_000) * 4096).round() / 4096  # so that u, and what it rounds to, is exact
+    g = 1 + random(100_000, seed=1) / 100
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        quantizer = make(8, scale_gradient=False).to(dtype)
+        with torch.no_grad():
+            quantizer.step.fill_(2**-5)
+            if make is LSQPlus:
+                quantizer.beta.fill_(-4.0)
+        quantizer(x.to(dtype)).backward(g.to(dtype))
+        gradients.append(torch.cat([parameter.grad for parameter in quantizer.parameters()]).double())
+    assert ((gradients[0] - gradients[1]).abs() / len(x)).max() < 2e-8
 
 
 def test_lsq_counts_the_elements_that_share_a_step():
