@@ -3,7 +3,7 @@ r"""Which values a parameter may take, as the help comment of its line declares 
 ================================ =============================================================
 ``# in {cpu, cuda}: …``          one of these
 ``# in [1, 8]: …``               an interval; a round bracket leaves its end out, ``inf`` is none
-``# in {0} or [75, inf): …``     the one or the other
+``# in {0} or [107, inf): …``    the one or the other
 ``# in /[pdc](-[pdc])*/: …``     text that matches all of the pattern
 ``# 1+ distinct in [1, 8]: …``   of a list: at least one element, none twice, each from there
 ``# 1-4 in [1, inf): …``         of a list: one to four; ``2 in``: two; of a dictionary the values are meant

@@ -143,7 +143,7 @@ REFUSED = {
         "conventions": (*COUNT, 4),
         "measured_depth": (0, 19),
         "measured_size": (*COUNT, 32),
-        "measured_inception": (-1, 32),
+        "measured_inception": (-1, 75, 106),
         "measured_batch": COUNT,
         "rounds": COUNT,
         "photographs": (*COUNT, 13),
