@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import glob
 import hashlib
 import os
@@ -98,11 +99,22 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """See to it that a rename in `folder` outlasts a power failure, where its file system can do that."""
     try:
-        os.fsync(folder)  # the rename itself
+        opened = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write in it, but not list it
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # as some network file systems say
+            raise
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def remove_leftovers(path: Path | str) -> None:

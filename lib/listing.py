@@ -1,8 +1,12 @@
-"""Counts and lists in a sentence: the first few items and how many more there are, one bit and two bits."""
+"""Counts, lists and errors in a sentence: the first few items, one bit and two bits, the one line."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Escape codes of a terminal: colours and cursor, window titles, the rest.
+ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 
 
 def first_few(items: Sequence[str], shown: int = 3, separator: str = ", ") -> str:
@@ -15,3 +19,20 @@ def plural(count: int, noun: str) -> str:
     """``1 seed``, ``5 seeds``, ``5 blocks of rounds``."""
     head, of, rest = noun.partition(" of ")
     return f"{count} {head}{'' if count == 1 else 's'}{of}{rest}"
+
+
+def one_line(said: object, most: int = 300) -> str:
+    """What something says as a line for a terminal: its first line that is not empty, without escape codes.
+
+    Parameters
+    ----------
+    said : object
+        Text, or an error.
+    most : int
+        Of a line that is much longer (by two thirds and more) the middle is left out, so that it has as many
+        characters: its end often says what to do.
+    """
+    lines = (ESCAPES.sub("", line).strip() for line in str(said).splitlines())
+    first = next(filter(None, lines), "")
+    line = " ".join("".join(one if one.isprintable() else " " for one in first).split())
+    return line if 3 * len(line) < 5 * most else f"{line[: most - most // 3 - 3]} … {line[-(most // 3) :]}"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import re
 import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
+from lib.listing import one_line
 from lib.runs.execution import ChapterFailed
 from lib.runs.parameters import RequestError, parse, read_parameters
 from lib.runs.request import chapters, read_chapter, refuse_absent, resolve
 from lib.runs.runner import is_complete, refuse_foreign, run, shown
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXAMPLES = """\
 examples:
   python -m lib.run --list                          the chapters
@@ -45,7 +50,7 @@ exit codes:
   0    complete, or was complete already; archived; checked, and nothing wrong
   1    the chapter failed, or its folder could not be written; checked, and something is wrong
   2    the request was wrong; nothing was started and nothing written
-  130  interrupted (Ctrl-C or SIGTERM); the same command continues
+  130  interrupted (Ctrl-C, SIGTERM, or its terminal was closed); the same command continues
 """
 
 
@@ -54,18 +59,42 @@ def _list(chapter: str | None, scale: str) -> None:
         for name in chapters():
             text = "\n".join(cell.source for cell in read_chapter(name).cells)
             title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "")
-            print(f"{name:16} {title}")
+            _say(f"{name:16} {title}")
         return
     request = resolve(chapter, scale)
     for name, parameter in request.declared.items():
         value = request.parameters.get(name, parameter.default)
-        print(f"{name}: {parameter.kind} = {value!r}")
-        print(textwrap.indent(textwrap.fill(parameter.help, 100), "    "))
+        _say(f"{name}: {parameter.kind} = {value!r}")
+        _say(textwrap.indent(textwrap.fill(parameter.help, 100), "    "))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}\n")
+
+
+def _folder(name: str) -> Path:
+    """A folder as it is named on a command line: ``~`` is the home folder, and an address is none."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        raise argparse.ArgumentTypeError(
+            f"{one_line(name, 150)} is an address, and no folder of this machine"
+        )
+    try:
+        return Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, a link to itself, a NUL
+        raise argparse.ArgumentTypeError(
+            f"{one_line(name, 150)!r} cannot be a folder: {one_line(error, 150)}"
+        ) from None
+
+
+def _pairs(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
+    """The two words after each ``-p``, as they are (argparse takes ``-1e-3`` for an option), and the rest."""
+    pairs, rest = [], list(arguments)
+    while "-p" in rest[:-2]:
+        place = rest.index("-p")
+        pairs.append(rest[place + 1 : place + 3])
+        del rest[place : place + 3]
+    return pairs, rest
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,9 +116,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="set one parameter of the chapter, VALUE as YAML; may be repeated",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="leave the run there, not under runs/")
+    parser.add_argument("--out", type=_folder, metavar="DIR", help="leave the run there, not under runs/")
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads per operation (default: 1)"
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long Python and Jupyter may take to start, on a slow disk say (default: 300)",
     )
     parser.add_argument("--force", action="store_true", help="run again, from the start, even if complete")
     parser.add_argument("--dry-run", action="store_true", help="check the request, show it and stop")
@@ -99,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--archive",
         nargs="+",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="keep complete runs: all seeds of one planned run, from a commit that had the plan; and stop",
     )
@@ -110,14 +146,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--check",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="judge the evidence in FOLDER by today's rules, beside ours, and stop",
     )
     return parser
 
 
-def _given(pairs: list[tuple[str, str]], chapter: str) -> dict[str, Any]:
+def _given(pairs: list[list[str]], chapter: str) -> dict[str, Any]:
     """Command-line pairs as values of the declared types."""
     declared = read_parameters(read_chapter(chapter), f"notebooks/{chapter}.md")
     values: dict[str, Any] = {}
@@ -126,7 +162,10 @@ def _given(pairs: list[tuple[str, str]], chapter: str) -> dict[str, Any]:
             raise RequestError(f"parameter {name} is given twice")
         values[name] = parse(declared[name], text) if name in declared else text
     if "data_dir" in values:
-        values["data_dir"] = str(Path(values["data_dir"]).resolve())  # a path on a command line starts here
+        try:
+            values["data_dir"] = str(_folder(values["data_dir"]))  # a path on a command line starts here
+        except argparse.ArgumentTypeError as error:
+            raise RequestError(f"parameter data_dir: {error}") from None
     return values
 
 
@@ -140,22 +179,50 @@ def _keep(folders: list[Path], partial: bool) -> int:
 def _check(folder: Path) -> int:
     from lib.runs.check import check
 
-    return 0 if check(folder.resolve(), say=_say) else 1
+    return 0 if check(folder, say=_say) else 1
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line; a run does not end because nobody reads it any more, or because it cannot be shown."""
+    try:
+        print(line, file=stream or sys.stdout, flush=True)
+    except OSError:  # a closed pipe or terminal, a full disk
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, (stream or sys.stdout).fileno())
+        os.close(silence)
+
+
+def _say_why(line: str) -> None:
+    _say(one_line(line, 1000), sys.stderr)
+
+
+def _open_streams() -> None:
+    """See to it that there is somewhere to print to, which takes any character."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be the standard output
+        pass
+    os.close(opened)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 def _interrupt(*_: object) -> None:
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)  # a second one would cut off the end of the kernel
     raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code (see ``--help``)."""
+    _open_streams()
     parser = _parser()
-    options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    pairs, rest = _pairs(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(rest)
+    for number in INTERRUPTS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a shell for its background, asks for
+            signal.signal(number, _interrupt)
     try:
         if options.list:
             _list(options.chapter, options.scale)
@@ -170,34 +237,41 @@ def main(argv: list[str] | None = None) -> int:
             return _keep(options.archive, options.partial) if options.archive else _check(options.check)
         if options.chapter is None:
             parser.error(f"which chapter? ({', '.join(chapters())})")
-        if options.threads < 1:
-            parser.error(f"--threads must be at least 1, got {options.threads}")
-        given = _given(options.overrides, options.chapter)
-        request = resolve(options.chapter, options.scale, given, fetch=not options.dry_run)
+        for name in ("threads", "start_timeout"):
+            if getattr(options, name) < 1:
+                option = f"--{name.replace('_', '-')}"
+                parser.error(f"{option} must be at least 1, got {getattr(options, name)}")
+        try:
+            given = _given(pairs, options.chapter)
+            request = resolve(options.chapter, options.scale, given, fetch=not options.dry_run)
+        except OSError as error:
+            raise RequestError(f"cannot read: {error}") from None
         folder = (options.out or request.folder).resolve()
+        refuse_foreign(folder, request)
         complete = is_complete(folder, request.fingerprint) and not options.force
         if not complete:  # a dry run may ask what another machine would do at a scale
             refuse_absent(request, given if options.dry_run else request.parameters)
         if options.dry_run:
-            refuse_foreign(folder, request)
             state = "complete" if complete else "would run"
-            print(f"[{request.chapter}] {state} · {shown(folder)}")
-            print(yaml.safe_dump(request.parameters, sort_keys=False, default_flow_style=None), end="")
+            _say(f"[{request.chapter}] {state} · {shown(folder)}")
+            _say(yaml.safe_dump(request.parameters, sort_keys=False, default_flow_style=None).rstrip("\n"))
             return 0
-        run(request, folder, threads=options.threads, force=options.force, say=_say)
+        asked = {"threads": options.threads, "start_timeout": options.start_timeout, "force": options.force}
+        run(request, folder, **asked, say=_say)
     except RequestError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        _say_why(f"{parser.prog}: {one_line(error)}")
         return 2
     except ChapterFailed as error:
-        log = shown(folder / "log.txt")
-        print(f"[{options.chapter}] failed in {error} · log {log}", file=sys.stderr)
+        where = " in " if error.cell else ": "
+        _say_why(f"[{options.chapter}] failed{where}{error} · log {shown(folder / 'log.txt')}")
         return 1
     except OSError as error:
-        what = options.chapter or "archive"
-        print(f"[{what}] cannot write: {error}; the same command continues", file=sys.stderr)
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        cure = "choose another folder with --out" if denied else "the same command continues"
+        _say_why(f"[{options.chapter or 'archive'}] cannot write: {one_line(error).rstrip('.')}; {cure}")
         return 1
     except KeyboardInterrupt:
-        print(f"[{options.chapter or 'archive'}] interrupted; the same command continues", file=sys.stderr)
+        _say_why(f"[{options.chapter or 'archive'}] interrupted; the same command continues")
         return 130
     return 0
 

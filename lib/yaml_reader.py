@@ -35,7 +35,11 @@ class _Reader(yaml.SafeLoader):
             keys.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        return whole_text(self.construct_scalar(node))
 
+
+_Reader.add_constructor("tag:yaml.org,2002:str", _Reader.construct_text)
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
@@ -47,6 +51,20 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), list(_first))
+
+
+def whole_text(text: str) -> str:
+    r"""Text without halves of characters: of the two that spell 🙂 in JSON (``\ud83d\ude42``) it makes one.
+
+    Raises
+    ------
+    ValueError
+        There is half a character alone. Bytes of a command line that are no UTF-8 arrive as such halves.
+    """
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError(f"{text!a} is no text: half a character, or bytes that are no UTF-8") from None
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
@@ -78,7 +96,8 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
     except RecursionError:
         raise ValueError(f"{where}: not YAML: nested too deeply") from None
-    except ValueError as error:  # a day or an hour that no calendar has
+    # No day of a calendar, a number of 5,000 digits, half a character, a tag that its value does not fit.
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{where}: not YAML: {error}") from None
 
 

@@ -82,6 +82,7 @@ class Record:
             raise ValueError(f"a finished run is already in {self.folder.name}: it is not written over")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self._made_from = datetime.now(UTC), git_state(self.root)
+        self._clock = time.monotonic()
         self._measurements: dict[str, Measurement] = {}
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
@@ -192,8 +193,10 @@ class Record:
         """File from which a killed training of this name continues; None outside a run of `lib.run`."""
         if not self._run:
             return None
-        if not re.fullmatch(r"[^/\\\0]{1,200}", name) or name.startswith("."):
-            raise ValueError(f"name of a checkpoint: no slash, no leading dot, got {name!r}")
+        if not re.fullmatch(r"[^/\\\0]+", name) or name.startswith(".") or len(name.encode()) > 200:
+            raise ValueError(
+                f"name of a checkpoint: no slash, no leading dot, at most 200 bytes; got {name!r}"
+            )
         return self.folder / "checkpoints" / f"{name}.pt"
 
     def number(self, name: str, value: float) -> None:
@@ -337,7 +340,7 @@ class Record:
         return table.marked("provenance")
 
     def _collect(self) -> Provenance:
-        return collect(self.started, self.root, self._made_from)
+        return collect(self.started, self.root, self._made_from, time.monotonic() - self._clock)
 
     def _in_order(self) -> tuple[ClaimEvidence, ...]:
         return tuple(self._claims[claim.id] for claim in self.ledger.claims if claim.id in self._claims)

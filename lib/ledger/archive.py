@@ -22,6 +22,7 @@ from pydantic import (
     JsonValue,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
 )
 
@@ -64,9 +65,12 @@ class PlannedRun(Schema):
             raise ValueError(f"seed {twice[0]} is named twice")
         return seeds
 
-    @field_validator("parameters")
+    @field_validator("parameters", mode="wrap")
     @classmethod
-    def _others(cls, parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _others(
+        cls, parameters: dict[str, JsonValue], validated: ValidatorFunctionWrapHandler
+    ) -> dict[str, JsonValue]:
+        validated(parameters)  # text in them is kept as it is, with the spaces at its ends
         if named := [name for name in RESERVED if name in parameters]:
             raise ValueError(f"{named[0]} is no parameter that a plan overrides")
         return parameters

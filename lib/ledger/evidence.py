@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from lib.files import syntax_digest, write_atomically
 from lib.ledger.paper_numbers import PaperNumber
@@ -237,7 +237,9 @@ class ChapterRecord(Schema):
 
 
 class Evidence(ChapterRecord):
-    """``evidence.json``: a whole run of one chapter, and the parameters that it used."""
+    """``evidence.json``: a whole run of one chapter, and the parameters exactly as it used them."""
+
+    model_config = ConfigDict(str_strip_whitespace=False)
 
     parameters: dict[str, JsonValue]
 

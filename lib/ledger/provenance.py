@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,16 +45,21 @@ class Provenance(Schema):
 
 
 def collect(
-    started: datetime, root: Path = ROOT, made_from: tuple[str | None, bool | None] | None = None
+    started: datetime,
+    root: Path = ROOT,
+    made_from: tuple[str | None, bool | None] | None = None,
+    seconds: float | None = None,
 ) -> Provenance:
     """Provenance of what this process did since `started` (a time with a zone), up to now.
+
+    `seconds` is how long ago that was by a clock that nobody sets (`time.monotonic`).
 
     `made_from` is the `git_state` when it started, as a run of hours should name it: others may work in the
     folder while it goes on, and `lib.runs.runner` sees to it that what it measured with stayed the same.
     """
     import torch  # slow to import, and only a kernel that has it loaded already calls this
 
-    ended = datetime.now(UTC)
+    ended = datetime.now(UTC) if seconds is None else started + timedelta(seconds=seconds)
     commit, dirty = made_from or git_state(root)
     return Provenance(
         commit=commit,

@@ -27,12 +27,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lib.files import ROOT
 from lib.ledger.paper_numbers import PROVENANCES, PaperNumber, Provenance
 from lib.ledger.rules import BoundRule, Floor, Range, Rule, Schema, Text
+from lib.yaml_reader import read_yaml
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
 
@@ -315,18 +315,6 @@ class Ledger(Schema):
 # --- reading one -------------------------------------------------------------------------------------------
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, which also refuses a key written twice (YAML would keep the last, silently)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_ledger(chapter: str, root: Path | str | None = None) -> Ledger:
     """Read and check ``book/claims/<chapter>.yml``.
 
@@ -348,11 +336,9 @@ def load_ledger(chapter: str, root: Path | str | None = None) -> Ledger:
         raise ValueError(f"no ledger for chapter {chapter!r}: book/claims has {there}")
     name = f"book/claims/{chapter}.yml"
     try:
-        content = yaml.load((folder / f"{chapter}.yml").read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{name}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+        content = read_yaml(folder / f"{chapter}.yml", name)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     try:
         return Ledger.model_validate(content)
     except ValidationError as error:

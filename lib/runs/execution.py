@@ -7,24 +7,37 @@ failed. Not here: which parameters, which folder and what is kept (`lib.runs.run
 from __future__ import annotations
 
 import copy
+import ctypes
+import hashlib
 import os
 import re
+import shutil
+import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nbclient.exceptions import DeadKernelError
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import ERROR_MARKER_TAG, execute_notebook
+from papermill.iorw import write_ipynb
+from traitlets import default
 from traitlets.config import Config
+from zmq import ZMQError
 
-ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+from lib.listing import ESCAPES, one_line
+
 INJECTED = "injected-parameters"
 QUIET_SECONDS = 10.0  # a section that lasts longer than this says again where it is
 ECHO_SECONDS = 5.0  # between two lines of the chapter's log on the terminal
@@ -36,13 +49,15 @@ class ChapterFailed(Exception):
 
     Attributes
     ----------
+    cell : str
+        Which cell failed; empty where none did.
     traceback : str
         The whole error, without colours; may be empty.
     """
 
-    def __init__(self, message: str, traceback: str = ""):
-        super().__init__(message)
-        self.traceback = traceback
+    def __init__(self, message: str, traceback: str = "", *, cell: str = ""):
+        super().__init__(f"{cell}: {message}" if cell else message)
+        self.cell, self.traceback = cell, traceback
 
 
 # Which instructions torch's libraries use, in which precision: for a process that asks for it, not for a run.
@@ -53,13 +68,13 @@ def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, 
     """Environment of the kernel: this process's own, less what would change results behind its back.
 
     ``PYTHONPATH`` starts with the repository, so that the chapter imports the ``lib`` that its fingerprint
-    names; a user's own IPython start-up files and matplotlib backend are left out.
+    names; a user's own start-up files and matplotlib backend are left out.
     """
     number = str(threads)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
-        **{name: value for name, value in os.environ.items() if name not in STEERING},
+        **{name: value for name, value in os.environ.items() if name not in (*STEERING, "PYTHONSTARTUP")},
         **dict.fromkeys(names, number),
         "COMPANION_RUN": "1",
         "IPYTHONDIR": ipython_dir,
@@ -71,35 +86,130 @@ def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, 
     }
 
 
+class _ThisPython(KernelSpecManager):
+    """Knows one kernel, of the Python that runs this, whatever kernels are installed for whom."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}},
+        )
+
+
+class _KernelManager(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _this_python(self) -> KernelSpecManager:
+        return _ThisPython()
+
+
+class _Client(PapermillNotebookClient):
+    """Papermill's client, to which a kernel that does not start is a failure of one line."""
+
+    def start_new_kernel(self, **options: Any) -> None:
+        try:
+            super().start_new_kernel(**options)
+        except (OSError, ZMQError) as error:
+            raise ChapterFailed(f"the kernel did not start: {one_line(error)}") from None
+
+    def start_new_kernel_client(self) -> Any:
+        try:
+            return super().start_new_kernel_client()
+        except (RuntimeError, OSError, ZMQError) as error:
+            slow = f"in {self.startup_timeout} seconds" in str(error)
+            cure = "; --start-timeout gives it longer" if slow else ""
+            raise ChapterFailed(f"the kernel did not start: {one_line(error)}{cure}") from None
+
+
+@contextmanager
+def _private_folder(output: Path) -> Iterator[Path]:
+    """A folder for the kernel of the run that writes `output`; what a killed one left is removed first."""
+    prefix = f"lib-run-{hashlib.sha256(os.fsencode(output)).hexdigest()[:12]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as private:
+        yield Path(private)
+
+
+def _die_with(parent: int, prctl: Callable[[int, int], int] | None) -> None:
+    """In the kernel, before it is one: end when `parent` ends, however that ends (Linux)."""
+    if prctl:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+
+def _save(notebook: NotebookNode, output: Path) -> None:
+    """Write an `.ipynb` file, whole or not at all."""
+    beside = output.with_name(f".{output.name}")
+    try:
+        write_ipynb(notebook, str(beside))
+        beside.replace(output)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 class _Engine(NBClientEngine):
-    """Papermill's engine with the kernel's environment and a callback at the start of each cell."""
+    """Papermill's engine with the kernel's environment, a callback at each cell's start, a steady clock."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, root, threads, on_cell, start_timeout=300, **_):
-        cell_start = nb_man.cell_start
+    def execute_managed_notebook(
+        cls, nb_man, kernel_name, *, output, root, threads, on_cell, on_error, log, start_timeout, **_
+    ):
+        cell_start, cell_complete = nb_man.cell_start, nb_man.cell_complete
+        cell_exception = nb_man.cell_exception
+        began = time.monotonic()
 
         def started(cell, cell_index=None, **keywords):
+            nonlocal began
+            began = time.monotonic()
             on_cell(nb_man.nb, cell_index)
             return cell_start(cell, cell_index=cell_index, **keywords)
 
-        nb_man.cell_start = started
-        with tempfile.TemporaryDirectory() as private:
+        def completed(cell, cell_index=None, **keywords):
+            cell_complete(cell, cell_index=cell_index, **keywords)
+            # Papermill's own is by the clock on the wall, which may be set meanwhile.
+            cell.metadata.papermill["duration"] = time.monotonic() - began
+
+        def failed(cell, cell_index=None, **keywords):
+            on_error(keywords["exception"])
+            return cell_exception(cell, cell_index=cell_index, **keywords)
+
+        def executed(cell_index, execute_reply, **_):
+            asked = [payload.get("source") for payload in execute_reply["content"].get("payload", ())]
+            if "ask_exit" in asked:  # the kernel would end in the next cell
+                raise _failure(nb_man.nb, cell_index, "it ends the kernel (quit, exit)")
+
+        nb_man.cell_start, nb_man.cell_complete, nb_man.cell_exception = started, completed, failed
+        nb_man.save = lambda **_: _save(nb_man.nb, output)
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)
+        with _private_folder(output) as private, log.open("ab") as said:
             # Sockets in a folder of our own: no ports, for which kernels that start together would race.
             # The name of a socket cannot be long, and some clusters' temporary folders are.
-            transport = "ipc" if len(private) < 80 else "tcp"
+            transport = "ipc" if len(os.fsencode(private)) < 80 else "tcp"
             kernel = Config(
                 KernelManager={"transport": transport, "connection_file": f"{private}/k.json"},
             )
-            client = PapermillNotebookClient(
+            client = _Client(
                 nb_man,
                 config=kernel,
+                kernel_manager_class=_KernelManager,
                 kernel_name=kernel_name,
                 startup_timeout=start_timeout,
                 timeout=None,
+                iopub_timeout=start_timeout,  # its outputs may come as late as the kernel itself
                 # All that matters is on the disk by then, and a training step would outlast a polite request.
                 shutdown_kernel="immediate",
+                on_cell_executed=executed,
             )
-            return client.execute(env=kernel_environment(root, threads, private))
+            return client.execute(
+                env=kernel_environment(root, threads, str(private)),
+                stdout=said,  # what does not come through the notebook: of a Python that starts, or dies
+                stderr=said,
+                preexec_fn=partial(_die_with, os.getpid(), prctl),
+            )
 
 
 papermill_engines.register("companion", _Engine)
@@ -214,6 +324,7 @@ def execute(
     root: Path,
     threads: int,
     watch: Watch,
+    start_timeout: int = 300,
 ) -> NotebookNode:
     """Execute a chapter with ``parameters`` and save it, cell by cell, as ``output``.
 
@@ -230,7 +341,9 @@ def execute(
     threads : int
         Threads of one numerical operation, at least 1.
     watch : Watch
-        Told of each cell.
+        Told of each cell; what the kernel says outside of cells goes to its log.
+    start_timeout : int
+        Seconds that the kernel may take to start.
 
     Returns
     -------
@@ -240,11 +353,15 @@ def execute(
     Raises
     ------
     ChapterFailed
-        A cell raised, kept an error in its output, or the kernel died in it.
+        A cell raised, kept an error in its output, or the kernel died in it or did not start.
     OSError
         ``output`` cannot be written.
     """
-    reached = 0
+    reached, raised = 0, None
+
+    def on_error(error: CellExecutionError) -> None:
+        nonlocal raised
+        raised = error
 
     def on_cell(executing: NotebookNode, index: int) -> None:
         nonlocal reached, notebook
@@ -254,35 +371,40 @@ def execute(
     try:
         executed = execute_notebook(
             copy.deepcopy(notebook),
-            str(output).replace("{", "{{").replace("}", "}}"),  # papermill formats the name
+            None,  # the engine saves
             parameters=dict(parameters),
             engine_name="companion",
             kernel_name="python3",
             cwd=root,
             progress_bar=False,
+            output=output,
             root=root,
             threads=threads,
             on_cell=on_cell,
+            on_error=on_error,
+            log=watch.log,
+            start_timeout=start_timeout,
         )
     except PapermillExecutionError as error:
-        # Papermill has put two cells with its own notices into the notebook; `reached` counts without them.
-        text = ANSI.sub("", "\n".join(error.traceback))
-        last = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
-        raise _failure(notebook, reached, last, text) from None
-    except DeadKernelError:
-        raise _failure(notebook, reached, "the kernel died (out of memory?)", "") from None
-    except RuntimeError as error:  # nbclient's word for a kernel that never answered
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ChapterFailed(f"the kernel did not start: {said}") from None
+        # Papermill goes by outputs, of cells that may raise too; a group of exceptions leaves none.
+        index = error.cell_index if raised is None else reached
+        found = error if raised is None else raised
+        traceback = found.traceback if isinstance(found.traceback, str) else "\n".join(found.traceback)
+        said = one_line(found.evalue) or "without a message"
+        raise _failure(notebook, index, f"{found.ename}: {said}", ESCAPES.sub("", traceback)) from None
+    except (DeadKernelError, CellTimeoutError) as error:
+        died = "the kernel died (out of memory?)"
+        said = died if isinstance(error, DeadKernelError) else one_line(error)
+        raise _failure(notebook, reached, said) from None
     for index, cell in enumerate(executed.cells):
         for found in cell.get("outputs", []):
             if found.output_type == "error":
-                raise _failure(executed, index, f"kept an error in its output: {found.ename}", "")
+                raise _failure(executed, index, f"kept an error in its output: {found.ename}")
     return executed
 
 
-def _failure(notebook: NotebookNode, index: int, error: str, traceback: str) -> ChapterFailed:
+def _failure(notebook: NotebookNode, index: int, error: str, traceback: str = "") -> ChapterFailed:
     cells = [cell for cell in notebook.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
     number, heading = position(cells, index)
-    first = (cells[index].source.strip().splitlines() or [""])[0]
-    return ChapterFailed(f"cell {number} (section {heading!r}, `{first}`): {error}", traceback)
+    first = one_line(cells[index].source, 110)
+    return ChapterFailed(error, traceback, cell=f"cell {number} (section {heading!r}, `{first}`)")

@@ -383,7 +383,7 @@ def measurement_parts(
     """
     sources = data_sources(notebook, parameters)
     modules = method_modules(notebook, root, sources)
-    code = {name: path.read_text(encoding="utf-8") for name, path in modules.items()}
+    code = {name: path.read_text(encoding="utf-8-sig") for name, path in modules.items()}
     code |= {f"cell {number}": source for number, source in enumerate(code_cells(notebook), start=1)}
     parts: dict[str, Any] = {name: _read(source)[0] for name, source in code.items()}
     parts["packages"] = package_versions(code.values())

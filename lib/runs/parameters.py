@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lib.ledger.schema import SCALES  # noqa: F401
 from lib.runs.domains import STRICT, declared, fault
-from lib.yaml_reader import parse_yaml
+from lib.yaml_reader import parse_yaml, whole_text
 
 TYPES = {
     "int": int,
@@ -184,12 +184,11 @@ def parse(parameter: Parameter, text: str) -> Any:
     RequestError
         As `check`.
     """
-    if parameter.annotation == "str":
-        return text
+    name, annotation = parameter.name, parameter.annotation
     try:
-        value = parse_yaml(text, parameter.name)
-    except ValueError:
-        value = text
+        value = whole_text(text) if annotation == "str" else parse_yaml(text, name)
+    except ValueError as error:
+        raise RequestError(f"parameter {name} must be {parameter.kind}, got {short(text)}: {error}") from None
     return check(parameter, value)
 
 

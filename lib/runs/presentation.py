@@ -27,6 +27,7 @@ from lib.ledger.standing import standings
 from lib.runs.execution import INJECTED
 from lib.runs.parameters import RequestError
 from lib.runs.request import Request, parameter_table
+from lib.runs.runner import damage
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,11 @@ def present(request: Request, folder: Path, made: Path, archive: Sequence[Piece]
     Raises
     ------
     RequestError
-        The measurements do not fit today's ledger, or the run's notebook not the chapter: it must run again.
+        It must run again: it is damaged, or does not fit today's ledger or the chapter.
     """
     chapter = request.chapter
+    if wrong := damage(folder):
+        raise RequestError(f"notebooks/{chapter}: {wrong}; {_again(request)}")
     try:
         stored = Evidence.load(folder / "evidence.json")
         ledger = load_ledger(chapter, request.root)

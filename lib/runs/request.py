@@ -7,6 +7,7 @@ writes a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +18,7 @@ import jupytext
 from nbformat import NotebookNode
 
 from lib.files import ROOT
+from lib.listing import one_line
 from lib.runs.domains import PATHS
 from lib.runs.fingerprint import identity, measurement_parts, method_identity
 from lib.runs.parameters import (
@@ -29,7 +31,7 @@ from lib.runs.parameters import (
     short,
     suggest,
 )
-from lib.yaml_reader import read_yaml
+from lib.yaml_reader import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from lib.chapter.tables import Html
@@ -89,11 +91,20 @@ def read_chapter(chapter: str, root: Path | None = None) -> NotebookNode:
         raise RequestError(f"unknown chapter {chapter!r}{suggest(chapter, chapters(root))}")
     path = f"notebooks/{chapter}.md"
     try:
-        notebook = jupytext.read(root / path, fmt="md:myst")
+        text = (root / path).read_text(encoding="utf-8-sig")
+        if front := re.match(r"---\n(.*?\n)---\n", text, re.DOTALL):
+            parse_yaml(f"\n{front[1]}", path)  # jupytext keeps the last of two keys, and names no line
+        notebook = jupytext.reads(text, fmt="md:myst")
     except Exception as error:  # jupytext raises what its YAML and Markdown readers raise
-        raise RequestError(f"{path} is not a MyST notebook: {str(error).splitlines()[0]}") from error
-    if notebook.metadata.get("companion", {}).get("id") != chapter:
+        said = one_line(error)
+        raise RequestError(
+            said if said.startswith(path) else f"{path} is not a MyST notebook: {said}"
+        ) from error
+    companion = notebook.metadata.get("companion")
+    if not isinstance(companion, dict) or companion.get("id") != chapter:
         raise RequestError(f"{path}: the front matter must say companion: {{id: {chapter}}}")
+    # Whatever an editor wrote, or left out: it runs in this Python (`lib.runs.execution`).
+    notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return notebook
 
 

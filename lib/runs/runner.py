@@ -9,47 +9,80 @@ runs where (``Snakefile``), the command line (`lib.run`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lib.files import write_atomically
+from lib.files import remove_leftovers, write_atomically
+from lib.listing import one_line
 from lib.runs.execution import ChapterFailed, Watch, execute, section_seconds
 from lib.runs.fingerprint import fingerprint
 from lib.runs.parameters import PLACES, RequestError
 from lib.runs.request import Request, read_chapter
 
+# What the system says of a folder that there may well be: another account, or another day, can write it.
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
 
 def is_complete(folder: Path, identity: str) -> bool:
-    """Whether ``folder`` holds a whole run with this fingerprint."""
-    whole = (folder / "evidence.json").is_file() and (folder / "notebook.ipynb").is_file()
-    return whole and held(folder).get("fingerprint") == identity
+    """Whether ``folder`` holds a whole run with this fingerprint, which can be read."""
+    ended = (folder / "evidence.json").is_file() and held(folder).get("fingerprint") == identity
+    return ended and not damage(folder)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the run that ended in ``folder``, in a line; empty if it is whole.
+
+    The evidence is read by its schema and the notebook as JSON; figures and tables are there and not empty.
+    """
+    from lib.ledger.evidence import Evidence  # scipy and more come with it: not for a refused request
+
+    try:
+        evidence = Evidence.load(folder / "evidence.json")
+    except (OSError, ValueError) as error:
+        return one_line(error)
+    for name in (name for artifact in evidence.artifacts for name in artifact.files):
+        if not (folder / name).is_file() or not (folder / name).stat().st_size:
+            return f"{name} is not there, or empty"
+    try:
+        cells = json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        return f"notebook.ipynb cannot be read: {one_line(error)}"
+    return "" if cells else "notebook.ipynb has no cells"
 
 
 def held(folder: Path) -> dict[str, Any]:
     """What the folder says that it holds; empty when it says nothing, or nothing of ours."""
     try:
         found = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     ours = {"chapter", "scale", "fingerprint", "commit"}
     return found if isinstance(found, dict) and ours <= found.keys() else {}
 
 
 def refuse_foreign(folder: Path, request: Request) -> None:
-    """Refuse a folder that holds another run or no run at all; RequestError that says what is there."""
-    if not folder.exists():
+    """Refuse a folder that holds another run or no run at all, or that cannot be one.
+
+    Raises
+    ------
+    RequestError
+        In one line: what is there, or why there can be no such folder.
+    OSError
+        The disk is full, or not to be written by this account.
+    """
+    if not _is_there(folder):
         return
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is a file: choose another --out")
     there = held(folder)
     if there and there["fingerprint"] != request.fingerprint:
         raise RequestError(
@@ -63,12 +96,37 @@ def refuse_foreign(folder: Path, request: Request) -> None:
         raise RequestError(f"{folder} is not empty and holds no run: choose another --out, or remove it")
 
 
+def _is_there(folder: Path) -> bool:
+    """Whether there is this folder; if not, it can be made. Errors as `refuse_foreign`."""
+    try:
+        name = str(folder).encode()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if there != folder and there.is_dir():
+            longest = max(len(part.encode()) for part in folder.relative_to(there).parts)
+            most, whole = (os.pathconf(there, limit) for limit in ("PC_NAME_MAX", "PC_PATH_MAX"))
+            if longest > most or len(name) > whole - 256:  # there will be files in it
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in NOT_WRITABLE:
+            raise
+        why = "it is no UTF-8" if isinstance(error, UnicodeError) else error
+        why = getattr(error, "strerror", None) or why
+        raise RequestError(
+            f"{one_line(folder, 150)} cannot be a folder: {why}; choose another --out"
+        ) from None
+    if not there.is_dir():
+        raise RequestError(f"{there} is a file: choose another --out")
+    return there == folder
+
+
 def run(
     request: Request,
     folder: Path | None = None,
     *,
     threads: int = 1,
     force: bool = False,
+    start_timeout: int = 300,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Execute a run, or find it complete.
@@ -83,6 +141,8 @@ def run(
         Threads of one numerical operation in the kernel, at least 1.
     force : bool
         Run again, from the start, what is complete.
+    start_timeout : int
+        Seconds that the kernel may take to start.
     say : callable
         Prints one line.
 
@@ -102,30 +162,31 @@ def run(
     """
     folder = (folder or request.folder).resolve()
     refuse_foreign(folder, request)
+    if not force and is_complete(folder, request.fingerprint):  # without a lock: others' folders can be read
+        say(f"[{request.chapter}] already complete · {shown(folder)}")
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, request.chapter, say):
         refuse_foreign(folder, request)  # who held the lock may have left another run
         if is_complete(folder, request.fingerprint) and not force:
             say(f"[{request.chapter}] already complete · {shown(folder)}")
             return False
+        if (folder / "evidence.json").exists() and not force:
+            say(f"[{request.chapter}] damaged, so it is made again: {damage(folder)} · {shown(folder)}")
         _clear(folder, everything=force)
         try:
-            try:
-                _execute(request, folder, threads, say)
-            except ChapterFailed as error:
-                _note_failure(request.chapter, folder, error)
-                raise
-        except OSError:
-            (folder / "notebook.partial.ipynb").unlink(missing_ok=True)  # it may end in the middle
+            _execute(request, folder, threads, start_timeout, say)
+        except ChapterFailed as error:
+            _note_failure(request.chapter, folder, error)
             raise
     return True
 
 
 def _note_failure(chapter: str, folder: Path, error: ChapterFailed) -> None:
     line = f"{chapter}: {error} · log {shown(folder / 'log.txt')}"
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+    with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8", errors="replace") as log:
         log.write(f"{error.traceback}\n{line}\n")
-    write_atomically(folder / "failed.txt", line + "\n")
+        write_atomically(folder / "failed.txt", line + "\n")
 
 
 @contextmanager
@@ -148,11 +209,15 @@ def _clear(folder: Path, everything: bool) -> None:
     names = ["evidence.json", "claims.json", "failed.txt", "notebook.ipynb", "notebook.partial.ipynb"]
     for name in names + ["log.txt"] * everything:
         (folder / name).unlink(missing_ok=True)
+    for name in ("parameters.json", *names):
+        remove_leftovers(folder / name)
     for name in ["figures", "tables"] + ["checkpoints"] * everything:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _execute(request: Request, folder: Path, threads: int, say: Callable[[str], None]) -> None:
+def _execute(
+    request: Request, folder: Path, threads: int, start_timeout: int, say: Callable[[str], None]
+) -> None:
     from lib.ledger.provenance import git_state
 
     chapter, partial = request.chapter, folder / "notebook.partial.ipynb"
@@ -171,7 +236,10 @@ def _execute(request: Request, folder: Path, threads: int, say: Callable[[str], 
             root=request.root,
             threads=threads,
             watch=watch,
+            start_timeout=start_timeout,
         )
+    if held(folder).get("fingerprint") != request.fingerprint:
+        raise ChapterFailed("its folder was removed or emptied while it ran: run it again")
     if _identity_now(request) != request.fingerprint:
         # A kernel imports as it goes: what ran is neither the code from before nor that of now.
         raise ChapterFailed("code or data that it measures with changed while it ran: run it again")

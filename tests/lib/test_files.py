@@ -1,7 +1,10 @@
 """Files are whole or not there, on a disk that is full too."""
 
+import errno
 import os
 import resource
+import stat
+from contextlib import nullcontext
 
 import pytest
 
@@ -24,6 +27,24 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]
+)
+def test_a_file_system_that_cannot_synchronise_folders(tmp_path, monkeypatch, number, written):
+    """As some network file systems answer; a broken disk is another matter."""
+    synchronise = os.fsync
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with nullcontext() if written else pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "file.json", "new")
+    assert (tmp_path / "file.json").read_text() == "new"
 
 
 def test_a_file_cut_short_by_the_system_leaves_the_old_one(tmp_path):

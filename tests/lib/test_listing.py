@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.listing import first_few, plural
+from lib.listing import first_few, one_line, plural
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,21 @@ def test_the_first_items_and_how_many_are_left(items, options, text):
 )
 def test_one_is_singular_and_the_plural_is_that_of_the_head(count, noun, text):
     assert plural(count, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be\nCompile with", "CUDA error: out of memory"),
+        ("\n \n  later\nlast", "later"),
+        ("", ""),
+        (ValueError("a\tb  c"), "a b c"),
+        ("\x1b[31;1mred\x1b[0m \x1b]0;a title\x07text \x1b[2K\x1bMup", "red text up"),
+        ("a\u202eb\x00c\udcff", "a b c"),
+        ("x" * 499, "x" * 499),
+        ("x" * 500, "x" * 197 + " … " + "x" * 100),
+        ("x" * 2_000_000 + " put it there", "x" * 197 + " … " + "x" * 87 + " put it there"),
+    ],
+)
+def test_an_error_in_one_line(said, line):
+    assert one_line(said) == line

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lib.files import ROOT
-from lib.yaml_reader import parse_yaml, read_yaml
+from lib.yaml_reader import parse_yaml, read_yaml, whole_text
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,7 @@ from lib.yaml_reader import parse_yaml, read_yaml
         ("１.５", "１.５"),
         ("2026-11-26", datetime.date(2026, 11, 26)),
         ("[1, 2e0, no]", [1, 2.0, "no"]),
+        ('"\\ud83d\\ude42"', "🙂"),
         ("{a: {b: 1}, c: {b: 2}}", {"a": {"b": 1}, "c": {"b": 2}}),
         ("\ufeffa: 1\r\nb: 2\r\n", {"a": 1, "b": 2}),
     ],
@@ -61,6 +62,13 @@ def test_what_is_written_is_what_is_read(text, value):
 
 def test_not_a_number_is_read():
     assert math.isnan(parse_yaml(".nan", "x.yml"))
+
+
+def test_text_of_whole_characters():
+    assert whole_text("\ud83d\ude42 é") == "🙂 é"
+    for odd in ("\ud83d", "\ude42\ud83d", "\udcff"):
+        with pytest.raises(ValueError, match="is no text"):
+            whole_text(odd)
 
 
 def test_merged_keys_may_be_overridden():
@@ -88,6 +96,11 @@ def test_merged_keys_may_be_overridden():
         ("a: *nobody", "x.yml, line 1: not YAML: found undefined alias 'nobody'"),
         ("a: 2026-13-45", "x.yml: not YAML: month must be in 1..12"),
         ("a: b\0c", "x.yml: not YAML: character 5 is no text"),
+        ('"\\ud83d"', "x.yml: not YAML: '\\ud83d' is no text: half a character"),
+        ("9" * 5_000, "x.yml: not YAML: Exceeds the limit (4300 digits)"),
+        ("!!timestamp x", "x.yml: not YAML: 'NoneType' object has no attribute 'groupdict'"),
+        ("!!int ''", "x.yml: not YAML: string index out of range"),
+        ("!!bool x", "x.yml: not YAML: 'x'"),
         ("[" * 20_000, "x.yml: not YAML: nested too deeply"),
         ("a: 1\nb: Käse".encode("latin-1"), "x.yml, line 2: not UTF-8; save it as UTF-8"),
         ("a: 1".encode("utf-16"), "x.yml, line 1: not UTF-8; save it as UTF-8"),

@@ -98,6 +98,12 @@ def test_collected(checkout, private):
         assert name not in found.model_dump_json()
 
 
+def test_a_clock_that_is_set_back_does_not_shorten_a_run(checkout):
+    started = datetime.now(UTC) + timedelta(hours=3)
+    found = collect(started, checkout, seconds=5.0)
+    assert (found.wall_seconds, found.ended - found.started) == (5.0, timedelta(seconds=5))
+
+
 def test_what_a_run_of_hours_was_made_from_is_what_was_there_when_it_started(checkout):
     before = git_state(checkout)
     (checkout / "file").write_text("somebody works on")

@@ -222,3 +222,23 @@ def test_what_the_measurements_cannot_answer_asks_for_a_run(page):
         "notebooks/page: C1: expected the arms of score a, c; got a; run: python -m lib.run page --scale book"
     )
     assert made["refused"] == f"{says} --force"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("notebook.ipynb", "", "notebook.ipynb cannot be read: Expecting value"),
+        ("evidence.json", "{", "evidence.json: the file: Invalid JSON"),
+        ("tables/numbers.csv", "", "tables/numbers.csv is not there, or empty"),
+    ],
+)
+def test_a_damaged_run_is_one_line_with_the_command(page, name, content, says):
+    path = Path(page.at_first["folder"]) / name
+    whole = path.read_bytes()
+    path.write_text(content)
+    try:
+        refused = page.made()["refused"]
+    finally:
+        path.write_bytes(whole)
+    assert refused.startswith(f"notebooks/page: {says}") and "\n" not in refused
+    assert refused.endswith("; run: python -m lib.run page --scale book --force")
