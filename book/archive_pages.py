@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from book.fragments import cell
+from book.claim_tables import plain
 from lib.ledger.archive import Piece, PlannedRun, load_plan, repeats, same_setting
 from lib.ledger.evidence import Evidence
 from lib.ledger.provenance import git, is_checkout
@@ -99,9 +99,9 @@ def machine_check(evidence: Mapping[str, Evidence], archive: Mapping[str, Sequen
         far = (table["difference"].abs() / table["spread"]).idxmax()
         share = abs(table["difference"][far]) / table["spread"][far]
         where = f"{table['metric'][far]}, {table['arm'][far]}: {share:.2g} times the spread"
-        then = f"{piece.ended:%Y-%m-%d}, {cell('; '.join(piece.machines))}"
+        then = f"{piece.ended:%Y-%m-%d}, {plain('; '.join(piece.machines))}"
         near = f"{sum(table['within'])} of {len(table)}"
-        rows.append(f"| [{chapter}](../notebooks/{chapter}) | {then} | {near} | {cell(where)} |")
+        rows.append(f"| [{chapter}](../notebooks/{chapter}) | {then} | {near} | {plain(where)} |")
     if not rows:
         return "No run of this book's scale has been archived yet.\n"
     head = [
@@ -114,7 +114,7 @@ def machine_check(evidence: Mapping[str, Evidence], archive: Mapping[str, Sequen
 def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | None, root: Path) -> str:
     one = planned or piece
     ledger = f"book/claims/{chapter}.yml"
-    what = f"**{cell(name)}**, {one.scale}, {(piece and piece.progress) or plural(len(one.seeds), 'seed')}"
+    what = f"**{plain(name)}**, {one.scale}, {(piece and piece.progress) or plural(len(one.seeds), 'seed')}"
     announced = f"{planned.written:%Y-%m-%d}" if planned else "no longer in the plan"
     if piece is None:
         changed = committed(root, ledger)
@@ -125,26 +125,28 @@ def _row(chapter: str, name: str, planned: PlannedRun | None, piece: Piece | Non
     folder = piece.folder.removeprefix("book/")
     return (
         f"| {what} | {announced} | {changed or '–'} | {first:%Y-%m-%d %H:%M} to {piece.ended:%Y-%m-%d %H:%M} "
-        f"| {piece.core_hours:.1f}, {cell('; '.join(piece.machines))} | {commits} "
+        f"| {piece.core_hours:.1f}, {plain('; '.join(piece.machines))} | {commits} "
         f"| {{download}}`JSON <{folder}/evidence.json>` |"
     )
 
 
 def _told(name: str, planned: PlannedRun | None, piece: Piece | None) -> str:
     """Seeds, claims, settings and stopping rule as announced; the verdicts of today's rules; what changed."""
-    parts = [f"**{cell(name)}**."]
+    parts = [f"**{plain(name)}**."]
     if planned:
         settings = ", ".join(f"{key} = {value}" for key, value in planned.parameters.items())
-        parts.append(f"Seeds {', '.join(map(str, planned.seeds))}. To decide: {', '.join(planned.claims)}.")
-        parts += [f"Beside the scale's own parameters: {cell(settings)}."] if settings else []
-        parts.append(f"Stopping: {cell(planned.stopping)}")
+        parts.append(
+            f"Seeds {', '.join(map(str, planned.seeds))}. To decide: {plain(', '.join(planned.claims))}."
+        )
+        parts += [f"Beside the scale's own parameters: {plain(settings)}."] if settings else []
+        parts.append(f"Stopping: {plain(planned.stopping)}")
     if piece:
         asked = planned.claims if planned else [claim.id for claim in piece.evidence.claims]
         known = [claim for claim in piece.evidence.claims if claim.id in asked]
         verdicts = ", ".join(f"{claim.id} {claim.verdict}" for claim in known)
         parts.append(f"By today's rules: {verdicts}.")
         if piece.changed:
-            parts.append(f"Other today than in that run: {cell(first_few(piece.changed))}.")
+            parts.append(f"Other today than in that run: {plain(first_few(piece.changed))}.")
     return " ".join(parts)
 
 

@@ -66,8 +66,9 @@ def raw(html: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return sub(r"([\\`*_{}\[\]$|#~^@<>])", r"\\\1", " ".join(unescape(text).split()))
+    """Text that Markdown shows as it is, wherever it stands in a line or in a table."""
+    shown = sub(r"([\\`*_{}\[\]$|#~^@<>%&])", r"\\\1", " ".join(unescape(text).split()))
+    return sub(r"^(\d*)([-+=:.)])(?!\d)", r"\1\\\2", shown)  # no list, definition or underline begins with it
 
 
 def badge_markdown(text: str, verdict: str) -> str:

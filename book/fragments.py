@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from re import sub
 
+from book.claim_tables import plain
 from lib.ledger.evidence import Evidence, evidence_schema
 from lib.ledger.provenance import direct_dependencies
 from lib.ledger.wording import format_number
@@ -81,8 +82,9 @@ def _type(part: Mapping[str, object]) -> str:
         return ", ".join(map(str, part["enum"]))
     if part.get("type") == "array":
         return f"list of {_type(part.get('items', {}))}"
-    if part.get("type") == "object" and isinstance(part.get("additionalProperties"), Mapping):
-        return f"object of {_type(part['additionalProperties'])}"
+    if part.get("type") == "object":
+        values = [part.get("additionalProperties"), *part.get("patternProperties", {}).values()]
+        return " of ".join(["object", *(_type(one) for one in values if isinstance(one, Mapping))])
     return {"null": "nothing"}.get(part.get("type"), part.get("type", "any value"))
 
 
@@ -99,7 +101,7 @@ def status(evidence: Mapping[str, Evidence], root: Path) -> str:
         machine = f"{made.processor}, {made.threads}" + (f", {made.accelerator}" if made.accelerator else "")
         lines.append(
             f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {format_number(made.wall_seconds, 0)} s "
-            f"| {format_number(made.peak_memory_bytes / 2**20, 0)} MiB | {cell(machine)} "
+            f"| {format_number(made.peak_memory_bytes / 2**20, 0)} MiB | {plain(machine)} "
             f"| {made.started:%Y-%m-%d %H:%M} "
             f"| {commit} "
             f"| {{download}}`JSON <_generated/{chapter}.evidence.json>` |"
@@ -114,7 +116,7 @@ def status(evidence: Mapping[str, Evidence], root: Path) -> str:
     if all(len(versions) == 1 for versions in found.values()):  # one column says it for all chapters
         rows, columns = found, ["all chapters"]
     head = ["| package | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    body = [f"| {cell(name)} | " + " | ".join(versions) + " |" for name, versions in rows.items()]
+    body = [f"| {plain(name)} | " + " | ".join(map(plain, found)) + " |" for name, found in rows.items()]
     main = 1 + sum(name.lower() in asked_for for name in packages)
     lines += ["", "## Versions", "", *head, *body[:main], ""]
     if body[main:]:

@@ -99,6 +99,11 @@ def collect(standings: Iterable[Standing]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _no_formula(value: object) -> object:
+    """A cell of a table; before text that a spreadsheet would compute stands an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
 def _measured_text(claim: ClaimEvidence) -> str:
     """Every measured number as plain text."""
     parts = []
@@ -299,7 +304,7 @@ def write(
         for chapter, ledger in ledgers.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    claims.to_csv(folder / "scorecard.csv", index=False)
+    claims.map(_no_formula).to_csv(folder / "scorecard.csv", index=False)
     records = json.loads(claims.to_json(orient="records"))
     (folder / "scorecard.json").write_text(
         json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -38,7 +38,7 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
         ends = [[(effect.mean - effect.low) / widest], [(effect.high - effect.mean) / widest]]
         axis.errorbar(effect.mean / widest, place, xerr=ends, fmt="o", color="#1f5f8b", capsize=4)
         told = f"{effect.label}: {_quantity(effect)}"
-        label = axis.text(-1.05, place - 0.36, told, fontsize=9, va="center")
+        label = axis.text(-1.05, place - 0.36, told, fontsize=9, va="center", parse_math=False)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the limit's line runs below
         axis.text(1.12, place, f"{claim.id}: {claim.verdict}", fontsize=10, va="center", weight="bold")
     axis.axvline(0, color="#555555", linestyle=":")

@@ -112,7 +112,7 @@ def verdict_table(claims: Sequence[ClaimEvidence], standings: Mapping[str, Stand
         spoken[group(claim)].append(claim)
         rows[group(claim)].append(
             (
-                f'<a href="#{make_id(here.anchor)}">{claim.id}</a>',
+                f'<a href="#{make_id(here.anchor)}">{escape(claim.id)}</a>',
                 escape(claim.statement) + _details("bear in mind", limits),
                 badge(claim.verdict)
                 + verdict_marks(claim)
@@ -133,7 +133,7 @@ def verdict_table(claims: Sequence[ClaimEvidence], standings: Mapping[str, Stand
 
 def verdict_line(claim: ClaimEvidence, standing: Standing | None = None) -> Html:
     """A claim's verdict and its reason in a line, as it stands below the cell that judged it."""
-    line = f"{claim.id}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}"
+    line = f"{escape(claim.id)}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}"
     if standing and standing.stronger:
         line += f" {since(standing)} {badge(standing.claim.verdict)}"
     return Html(f"<p>{line}</p>").marked(f"verdict {claim.id}")
@@ -188,10 +188,12 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
     rows = []
     for claim in claims:
         for number in claim.paper:
-            reference = paper_number(number)
+            reference = escape(paper_number(number))
             ours = format_number(claim.measured[number.name], number.decimals)
             source = f"<small>{escape(number.provenance)}</small>"
-            rows.append((claim.id, escape(number.name), reference, source, ours, badge(claim.verdict)))
+            rows.append(
+                (escape(claim.id), escape(number.name), reference, source, ours, badge(claim.verdict))
+            )
     head = ("claim", "number", "reference", "reference is", "ours", "verdict")
     return html_table("numbers", f"{len(rows)} numbers", head, rows)
 
@@ -292,7 +294,7 @@ def paper_numbers(numbers: Sequence[PaperNumber], see: Sequence[str] = ()) -> st
         text += f"<small>({escape(numbers[0].provenance)})</small>"
     if any(number.provenance == "recalled" for number in numbers):
         text += ' <span class="mark-recalled">recalled: not verified</span>'
-    return text + (f" <small>see {', '.join(see)}</small>" if see else "")
+    return text + (f" <small>see {escape(', '.join(see))}</small>" if see else "")
 
 
 def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
@@ -304,7 +306,9 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
     rows = [
         (
             "commit",
-            f"<code>{provenance.commit}</code>{state[provenance.dirty]}" if provenance.commit else "none",
+            f"<code>{escape(provenance.commit)}</code>{state[provenance.dirty]}"
+            if provenance.commit
+            else "none",
         ),
         ("processor", escape(f"{provenance.processor} ({provenance.instruction_set})")),
         ("accelerator", escape(provenance.accelerator or "none")),
@@ -320,7 +324,9 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
             f"data: {escape(used.name)}",
             escape(used.licence)
             + (' <span class="mark-synthetic">synthetic</span>' if used.synthetic else "")
-            + _details("files (SHA-256)", [f"{escape(n)}: <code>{h}</code>" for n, h in used.files.items()]),
+            + _details(
+                "files (SHA-256)", [f"{escape(n)}: <code>{escape(h)}</code>" for n, h in used.files.items()]
+            ),
         )
         for used in data
     ]

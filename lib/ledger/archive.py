@@ -27,7 +27,8 @@ from pydantic import (
 )
 
 from lib.files import ROOT
-from lib.ledger.evidence import ClaimEvidence, Evidence, Measurement
+from lib.ledger.evidence import ClaimEvidence, Digest, Evidence, Measurement
+from lib.ledger.provenance import Commit
 from lib.ledger.rules import Schema, Text
 from lib.ledger.schema import SCALES, Ledger, ScaleName, load_ledger
 from lib.ledger.verdicts import not_tested
@@ -114,8 +115,8 @@ class RunMade(Schema):
     """One of the runs that a piece of evidence is pooled from."""
 
     seeds: tuple[int, ...]
-    fingerprint: str
-    commit: str
+    fingerprint: Digest
+    commit: Commit
     processor: str
     accelerator: str | None
     threads: int = Field(ge=1)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
@@ -28,6 +28,13 @@ from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger
 from lib.ledger.units import UnitSpread
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
 
+ChapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ClaimId = Annotated[str, Field(pattern=r"^[A-Z][0-9]+[a-z]?$")]
+Anchor = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
+ArtifactName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+ArtifactFile = Annotated[str, Field(pattern=r"^(figures|tables)/[a-z0-9][a-z0-9_-]*(\.[a-z]+)+$")]
+
 
 class Measurement(Schema):
     """What a cell handed over for one claim, before any rule: all that judging it again takes.
@@ -37,7 +44,7 @@ class Measurement(Schema):
     the rule that was in force when it was measured.
     """
 
-    claim: str
+    claim: ClaimId
     measured: dict[str, dict[str, tuple[FiniteFloat, ...]]] | dict[str, FiniteFloat] = Field(
         default_factory=dict
     )
@@ -46,8 +53,8 @@ class Measurement(Schema):
     reason: str = ""
     protocol: str = ""
     synthetic: bool | None = None
-    anchor: str
-    rule: str
+    anchor: Anchor
+    rule: Digest
 
     def judged_by(self, ledger: Ledger, scale: str, settings: Mapping[str, Setting]) -> ClaimEvidence:
         """The claim's evidence by `ledger`, for these settings; ValueError where it does not fit."""
@@ -123,7 +130,7 @@ class ClaimEvidence(Schema):
     highest value that a metric can take.
     """
 
-    id: str
+    id: ClaimId
     statement: str
     source: str
     kind: Literal["arithmetic", "comparison", "bound", "measurement"]
@@ -133,7 +140,7 @@ class ClaimEvidence(Schema):
     interval: Effect | None
     effects: tuple[Effect, ...]
     paper: tuple[PaperNumber, ...]
-    see: tuple[str, ...]
+    see: tuple[ClaimId, ...]
     provenance_of_paper_number: NumberProvenance | None
     protocol: str
     replicate: str
@@ -147,7 +154,7 @@ class ClaimEvidence(Schema):
     floor: Floor | None = None
     unlearned: bool = False
     interpretations: tuple[Interpretation, ...]
-    anchor: str
+    anchor: Anchor
     rule_is_younger: bool = False
     possible: dict[str, Range] = Field(default_factory=dict)
 
@@ -176,7 +183,7 @@ class DataUsed(Schema):
     name: str
     licence: str
     synthetic: bool
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, Digest] = Field(default_factory=dict)
 
 
 class Artifact(Schema):
@@ -185,10 +192,10 @@ class Artifact(Schema):
     `numbers` names the arithmetic claims whose numbers a table holds: it is made again with their verdicts.
     """
 
-    name: str
+    name: ArtifactName
     kind: Literal["figure", "table"]
-    files: tuple[str, ...]
-    numbers: tuple[str, ...] = ()
+    files: tuple[ArtifactFile, ...]
+    numbers: tuple[ClaimId, ...] = ()
 
 
 class ChapterRecord(Schema):
@@ -197,7 +204,7 @@ class ChapterRecord(Schema):
     `settings` are the data and sizes that the ledger's scopes and conditions speak of, as used.
     """
 
-    chapter: str
+    chapter: ChapterName
     scale: ScaleName
     settings: dict[str, Setting] = Field(default_factory=dict)
     claims: tuple[ClaimEvidence, ...]

@@ -13,12 +13,17 @@ import tomllib
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import AwareDatetime, Field, FiniteFloat
 
 from lib.files import ROOT
 from lib.ledger.rules import Schema
 from lib.machine import peak_memory, processor_name
+
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{4,64}$")]
+PackageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]+$")]
 
 
 class Provenance(Schema):
@@ -28,10 +33,10 @@ class Provenance(Schema):
     commit or untracked ones lie beside them. `sections` holds wall seconds by heading of the chapter.
     """
 
-    commit: str | None
+    commit: Commit | None
     dirty: bool | None
-    packages: dict[str, str]
-    python: str
+    packages: dict[PackageName, Version]
+    python: Version
     platform: str
     processor: str
     instruction_set: str

@@ -112,8 +112,9 @@ def request(chapter, scale, overrides=None, *, root):
 
 
 def html_cell(html):
+    data, metadata = html._repr_mimebundle_()
     return new_code_cell(
-        "record", outputs=[new_output("display_data", {"text/html": str(html)})], execution_count=1
+        "record", outputs=[new_output("display_data", data, metadata=metadata)], execution_count=1
     )
 
 
