@@ -124,13 +124,13 @@ def clean_notebook(text: str, name: str) -> str:
     """An executed notebook as the page shows it.
 
     Papermill's injected cell keeps only what differs from the parameters cell above it, without paths of the
-    machine that ran; papermill's own metadata, which names such paths too, is dropped. Numbers are written
-    in the book's form (`book.numerals`).
+    machine that ran; papermill's own metadata and warnings (all of standard error), which name such paths
+    too, are dropped. Numbers are written in the book's form (`book.numerals`).
 
     Raises
     ------
     BuildError
-        A cell ended in an error.
+        A cell ended in an error, or the text quotes a number that is not finite.
     """
     notebook = json.loads(text)
     notebook["metadata"].pop("papermill", None)
@@ -139,6 +139,8 @@ def clean_notebook(text: str, name: str) -> str:
         cell["metadata"].pop("papermill", None)
         if any(output["output_type"] == "error" for output in cell.get("outputs", ())):
             raise BuildError(f"{name}: cell {index} ended in an error, see the log of its run")
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
         tags = cell["metadata"].get("tags", [])
         source = "".join(cell["source"])
         if "parameters" in tags:
@@ -155,7 +157,10 @@ def clean_notebook(text: str, name: str) -> str:
             cell["source"] = "\n".join(["# this page was run with", *lines])
         cells.append(cell)
     notebook["cells"] = cells
-    readable(notebook)
+    try:
+        readable(notebook)
+    except ValueError as error:
+        raise BuildError(f"{name}: {error}") from None
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
 
 
@@ -189,8 +194,18 @@ def present_runs(
         except RequestError as error:
             says = str(error)
             problems.append(says if says.startswith("notebooks/") else f"notebooks/{chapter}: {says}")
-        except OSError as error:
-            problems.append(f"notebooks/{chapter}: {error}")
+        except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+            says = str(error).partition("\n")[0][:200]
+            problems.append(
+                f"notebooks/{chapter}: its run is damaged ({type(error).__name__}: {says}); "
+                f"run: python -m lib.run {chapter} --scale {scale} --force"
+            )
+    for chapter, run in presented.items():
+        if missing := [name for name, path in run.files.items() if not path.is_file()]:
+            problems.append(
+                f"notebooks/{chapter}: its run is damaged ({missing[0]} is not there); "
+                f"run: python -m lib.run {chapter} --scale {scale} --force"
+            )
     if problems:
         raise BuildError(*problems)
     return presented

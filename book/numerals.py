@@ -8,6 +8,7 @@ is made: a true minus, and a space between thousands from five digits on. Nothin
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -22,7 +23,13 @@ NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a li
 
 
 def readable(notebook: dict[str, Any]) -> None:
-    """Bring the numbers of an executed notebook, in its text and in its tables, into the book's form."""
+    """Bring the numbers of an executed notebook, in its text and in its tables, into the book's form.
+
+    Raises
+    ------
+    ValueError
+        A number in its text is not finite.
+    """
     numbers = glued_numbers(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
@@ -43,9 +50,10 @@ def glued_numbers(notebook: dict[str, Any]) -> dict[str, float]:
             kept = output.get("metadata", {}).get("scrapbook")
             if kept is None:
                 continue
+            text = "".join(output.get("data", {}).get(KEPT_NUMBER, ""))
             try:
-                value = ast.literal_eval("".join(output["data"][KEPT_NUMBER]))
-            except (KeyError, SyntaxError, ValueError):
+                value = float(text) if text in ("nan", "inf", "-inf") else ast.literal_eval(text)
+            except (SyntaxError, ValueError):
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found[kept["name"]] = value
@@ -57,6 +65,8 @@ def _in_prose(role: re.Match[str], numbers: dict[str, float]) -> str:
     name, form = role[1], role[2]
     if name not in numbers:
         return role[0]
+    if not math.isfinite(numbers[name]):
+        raise ValueError(f"the text quotes {name}, which is {numbers[name]}")
     written = format(numbers[name], form) if form else str(numbers[name])
     return in_table(written).replace(" ", NO_BREAK)
 

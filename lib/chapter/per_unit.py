@@ -54,9 +54,13 @@ def spreads(claim: Claim, measured: Mapping[str, Any]) -> dict[str, UnitSpread]:
 
 
 class UnitTable:
-    """The raw results of all claims with the same unit, to be written when the chapter ends."""
+    """The raw results of all claims with the same unit, to be written when the chapter ends.
 
-    def __init__(self) -> None:
+    With `replacing`, later results take the place of earlier ones, which otherwise must be the same.
+    """
+
+    def __init__(self, *, replacing: bool = False) -> None:
+        self._replacing = replacing
         self._parts: dict[str, dict[tuple[str, str], pd.DataFrame]] = {}
 
     def add(self, unit: str, measured: Mapping[str, Any]) -> None:
@@ -72,6 +76,8 @@ class UnitTable:
             for arm, values in by_arm.items():
                 if np.ndim(values) == 2:
                     frame = pd.DataFrame(values)
+                    if self._replacing:
+                        kept.pop((metric, arm), None)
                     if not kept.setdefault((metric, arm), frame).equals(frame):
                         raise ValueError(f"{metric} of {arm}: other results per {unit} than before")
 

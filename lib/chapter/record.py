@@ -59,7 +59,8 @@ class Record:
         Name of the chapter and of its ledger.
     scale : {"smoke", "book", "long", "paper"}
     run_dir : str or path
-        Folder of the run; if empty (opened by hand, Binder) ``runs/<scale>/<chapter>/interactive``.
+        Folder of the run; if empty (opened by hand, Binder) ``runs/<scale>/<chapter>/interactive``. By hand a
+        cell may be run again: what it keeps then takes the place of what it kept before.
     root : path, optional
         Folder of the project.
 
@@ -89,7 +90,7 @@ class Record:
         self._artifacts: dict[str, Artifact] = {}
         self._numbers: dict[str, float] = {}
         self._settings: dict[str, Setting] = {}
-        self._units = per_unit.UnitTable()
+        self._units = per_unit.UnitTable(replacing=not self._run)
         self.log = _log_to(self.folder / "log.txt")
 
     # --- claims ---
@@ -161,7 +162,7 @@ class Record:
 
     def _open(self, claim_id: str) -> Claim:
         claim = self.ledger[claim_id]
-        if claim_id in self._claims:
+        if self._run and claim_id in self._claims:
             raise ValueError(f"{claim_id} was already judged: {self._claims[claim_id].verdict}")
         return claim
 
@@ -205,9 +206,10 @@ class Record:
         ValueError for another value under the same name: the text would show the last, in both places.
         """
         value = int(value) if isinstance(value, int | np.integer) else float(value)
-        before = self._numbers.setdefault(name, value)
-        if before is not value and before != value:
+        before = self._numbers.get(name, value)
+        if self._run and before != value and not np.isnan([before, value]).all():
             raise ValueError(f"number {name!r} is {before!r} already, got {value!r}")
+        self._numbers[name] = value
         self._glue(name, value)
 
     def _glue(self, name: str, value: float | str) -> None:
@@ -278,7 +280,7 @@ class Record:
     ) -> list[Path]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
             raise ValueError(f"name of a {kind}: lower-case letters, digits, - and _, got {name!r}")
-        if name in self._artifacts:
+        if self._run and name in self._artifacts:
             raise ValueError(f"there is already a {self._artifacts[name].kind} named {name!r}")
         self._artifacts[name] = Artifact(name=name, kind=kind, files=files, numbers=numbers)
         paths = [self.folder / file for file in files]

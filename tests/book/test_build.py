@@ -1,12 +1,15 @@
 """The build refuses what is missing or wrong in a line that names it, and keeps the published pages."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 from book import build as builder
+from lib.runs.request import Request
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "2.1.0b1", "0.15.1"])
@@ -75,6 +78,24 @@ def test_an_injected_cell_without_changes_is_dropped():
     assert len(json.loads(text)["cells"]) == 1
 
 
+def test_warnings_which_name_folders_of_a_machine_are_not_shown():
+    said = [{"output_type": "stream", "name": name, "text": f"/tmp/{name}"} for name in ("stderr", "stdout")]
+    text = builder.clean_notebook(notebook({"source": "warn()", "outputs": said}), "x")
+    assert json.loads(text)["cells"][0]["outputs"] == [said[1]]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_text_that_quotes_no_number_is_refused(value):
+    output = {"output_type": "display_data", "data": {"application/papermill.record/text/plain": value}}
+    output["metadata"] = {"scrapbook": {"name": "x-tail"}}
+    cells = [
+        {"source": "number()", "outputs": [output]},
+        {"cell_type": "markdown", "source": "{glue:text}`x-tail:.1f` %"},
+    ]
+    with pytest.raises(builder.BuildError, match=f"^notebooks/x: the text quotes x-tail, which is {value}$"):
+        builder.clean_notebook(notebook(*cells), "notebooks/x")
+
+
 def test_a_cell_that_ended_in_an_error_is_refused():
     broken = notebook(
         {"source": "1 / 0", "outputs": [{"output_type": "error", "ename": "ZeroDivisionError"}]}
@@ -101,6 +122,31 @@ def test_evidence_that_does_not_fit_names_the_chapter_and_the_command(small_root
     says = r"notebooks/template: evidence\.json: .*Field required; run: .* template --scale smoke --force"
     with pytest.raises(builder.BuildError, match=says):
         build_small()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("notebook.ipynb", b"", r"NotJSONError: "),
+        ("notebook.ipynb", b"{}", r"\w+: "),
+        ("notebook.ipynb", b"\xff\xfe{", r"UnicodeDecodeError: "),
+        ("figures/line.svg", None, r"figures/line\.svg is not there"),
+    ],
+)
+def test_a_damaged_run_is_a_line_with_the_command(small_root, made_up_request, tmp_path, name, content, says):
+    path = small_root / "runs/smoke/template/made-up" / name
+    path.unlink() if content is None else path.write_bytes(content)
+
+    def resolve(chapter, scale, root):
+        text = nbformat.v4.new_notebook()
+        return Request(chapter, scale, text, {}, {"seeds": [0, 1, 2]}, "made-up", root)
+
+    if content is None:
+        resolve = made_up_request
+    with pytest.raises(builder.BuildError) as caught:
+        builder.present_runs(small_root, ["template"], "smoke", resolve, tmp_path / "made")
+    command = r"run: python -m lib\.run template --scale smoke --force"
+    assert re.fullmatch(rf"notebooks/template: its run is damaged \({says}.*\); {command}", str(caught.value))
 
 
 def test_staging_touches_only_what_changed(tmp_path):

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -119,6 +120,20 @@ def scales_of(chapter: str) -> list[str]:
 def test_every_scale_can_be_requested(chapter):
     for scale in scales_of(chapter):
         assert resolve(chapter, scale).parameters["scale"] == scale
+
+
+@every_chapter
+def test_a_chapter_saved_by_jupyter_keeps_its_front_matter(chapter):
+    """As JupyterLab saves the text itself, and as a notebook made by `make notebooks` becomes text again."""
+    there = read_chapter(chapter)
+    saved = jupytext.reads(jupytext.writes(there, fmt="md:myst"), fmt="md:myst")
+    notebook = jupytext.reads(jupytext.writes(there, fmt="ipynb"), fmt="ipynb")
+    back = jupytext.reads(jupytext.writes(notebook, fmt="md:myst"), fmt="md:myst")
+    for one in (saved, back):
+        assert one.metadata["companion"] == there.metadata["companion"]
+        assert [(cell.source, cell.metadata) for cell in one.cells] == [
+            (cell.source, cell.metadata) for cell in there.cells
+        ]
 
 
 @every_chapter

@@ -260,6 +260,23 @@ def test_by_hand_it_lands_in_interactive(root):
     assert ChapterRecord.load(record.folder / "claims.json").chapter == "toy"
 
 
+def test_by_hand_a_cell_that_is_run_again_replaces_what_it_kept(root):
+    """With another parameter, say; a run of `lib.run` refuses the second instead (above and below)."""
+    record = Record("toy", scale="book", root=root)
+    for accuracy in (0.5, 0.9):
+        record.judge("C1", {"accuracy": {arm: [accuracy] * 3 for arm in RESULTS["accuracy"]}})
+        record.number("best", accuracy)
+        record.table(pd.DataFrame({"a": [accuracy]}), "t")
+        record.figure(plt.figure(), "f")
+        record.not_tested("C2")
+    record.judge("E1", {"answer": 42})
+    kept = ChapterRecord.load(record.close())
+    measured = next(one for one in kept.measurements if one.claim == "C1").measured
+    assert {values for arms in measured.values() for values in arms.values()} == {(0.9, 0.9, 0.9)}
+    assert (record.folder / "tables/t.csv").read_text() == "a\n0.9\n"
+    assert [artifact.name for artifact in kept.artifacts] == ["t", "f"]
+
+
 def test_unknown_scale_or_chapter_before_anything_is_made(root):
     with pytest.raises(ValueError, match="unknown scale 'big'"):
         Record("toy", scale="big", root=root)
