@@ -194,18 +194,8 @@ def present_runs(
         except RequestError as error:
             says = str(error)
             problems.append(says if says.startswith("notebooks/") else f"notebooks/{chapter}: {says}")
-        except (OSError, ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
-            says = str(error).partition("\n")[0][:200]
-            problems.append(
-                f"notebooks/{chapter}: its run is damaged ({type(error).__name__}: {says}); "
-                f"run: python -m lib.run {chapter} --scale {scale} --force"
-            )
-    for chapter, run in presented.items():
-        if missing := [name for name, path in run.files.items() if not path.is_file()]:
-            problems.append(
-                f"notebooks/{chapter}: its run is damaged ({missing[0]} is not there); "
-                f"run: python -m lib.run {chapter} --scale {scale} --force"
-            )
+        except OSError as error:
+            problems.append(f"notebooks/{chapter}: {error}")
     if problems:
         raise BuildError(*problems)
     return presented

