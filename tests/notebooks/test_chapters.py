@@ -1,11 +1,8 @@
 """Every chapter: its text keeps the contract, and it runs at scale smoke by the same path as the book."""
 
 import ast
-import os
 import re
-import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,7 @@ from lib.ledger.schema import load_ledger
 from lib.runs.parameters import read_parameters
 from lib.runs.request import chapters, parameter_table, read_chapter, resolve
 from lib.runs.sweep import Resources
+from tests.notebooks.conftest import run_at_smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = chapters(ROOT)
@@ -315,20 +313,6 @@ def test_no_notebook_is_tracked():
     assert listed.stdout == ""
 
 
-def run_at_smoke(chapter: str, out: Path) -> tuple[subprocess.CompletedProcess, float]:
-    """Run it as the command line does; its processor seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "lib.run", chapter, "--scale", "smoke", "--out", str(out)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def is_within_budget(seconds: float, again: Callable[[], float], template: Callable[[], float]) -> bool:
     """What took too many processor seconds is looked at again, each time beside the template."""
     for look in range(LOOKS):
@@ -347,10 +331,10 @@ def test_the_budget_is_over_only_at_every_look():
 
 
 @every_chapter
-def test_it_runs_at_smoke_within_its_budget(chapter, tmp_path):
-    out = tmp_path / "run"
-    done, seconds = run_at_smoke(chapter, out)
-    assert done.returncode == 0, done.stderr
+def test_it_runs_at_smoke_within_its_budget(chapter, at_smoke, tmp_path):
+    done = at_smoke(chapter)
+    assert done.code == 0, done.error
+    out = Path(done.folder)
     evidence = Evidence.load(out / "evidence.json")
     assert (evidence.chapter, evidence.scale) == (chapter, "smoke")
     assert [claim.id for claim in evidence.claims] == [claim.id for claim in load_ledger(chapter).claims]
@@ -365,9 +349,9 @@ def test_it_runs_at_smoke_within_its_budget(chapter, tmp_path):
     assert not [output.text for output in outputs if output.get("name") == "stderr"], (
         "a page shows no warnings"
     )
-    assert is_within_budget(
-        seconds,
-        again=lambda: run_at_smoke(chapter, Path(tempfile.mkdtemp(dir=tmp_path)))[1],
-        template=lambda: run_at_smoke("template", Path(tempfile.mkdtemp(dir=tmp_path)))[1],
+    again, template = (
+        lambda name=name: run_at_smoke(name, Path(tempfile.mkdtemp(dir=tmp_path)) / "run").seconds
+        for name in (chapter, "template")
     )
+    assert is_within_budget(done.seconds, again, template)
     assert evidence.provenance.peak_memory_bytes < SMOKE_BYTES
