@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -53,6 +54,10 @@ class ShownFigure:
 class Record:
     """The record that a chapter keeps while it runs.
 
+    Wherever that is, from here on PyTorch has one thread, as the published runs have: for networks this small
+    more are slower, and they sum in another order. ``OMP_NUM_THREADS`` in the environment asks for another
+    number.
+
     Parameters
     ----------
     chapter : str
@@ -73,6 +78,10 @@ class Record:
     def __init__(
         self, chapter: str, *, scale: str, run_dir: str | Path = "", root: str | Path | None = None
     ) -> None:
+        if "OMP_NUM_THREADS" not in os.environ:
+            import torch  # slow to import, and every chapter has it loaded
+
+            torch.set_num_threads(1)
         self.root = Path(root or ROOT)
         self.chapter, self.scale = chapter, scale
         self.ledger: Ledger = load_ledger(chapter, self.root)

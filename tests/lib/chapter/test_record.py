@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
 from pydantic import ValidationError
@@ -275,6 +276,20 @@ def test_by_hand_a_cell_that_is_run_again_replaces_what_it_kept(root):
     assert {values for arms in measured.values() for values in arms.values()} == {(0.9, 0.9, 0.9)}
     assert (record.folder / "tables/t.csv").read_text() == "a\n0.9\n"
     assert [artifact.name for artifact in kept.artifacts] == ["t", "f"]
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 1), ("2", 2)])
+def test_one_thread_by_hand_unless_the_environment_asks_for_more(root, monkeypatch, asked, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    try:
+        Record("toy", scale="book", root=root)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_unknown_scale_or_chapter_before_anything_is_made(root):
