@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -244,7 +244,7 @@ class Record:
             name=getattr(source, "name", type(source).__name__),
             licence=getattr(source, "licence", "") or ("made here" if synthetic else "unknown"),
             synthetic=synthetic,
-            files={path.name: file_hash(path) for path in map(Path, source.files(data_dir))}
+            files=_hashes([Path(path) for path in source.files(data_dir)])
             if hasattr(source, "files")
             else {},
         )
@@ -378,6 +378,15 @@ class Record:
         )
         record.save(self.folder / "claims.json")
         return self.folder / "claims.json"
+
+
+def _hashes(files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of files by their names, with that of their folder where two have the same."""
+    names = [path.name for path in files]
+    return {
+        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": file_hash(path)
+        for path in files
+    }
 
 
 def _plain(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.data.dataset import DataUnavailable, data_folder, printable, writable_folder
+from lib.data.dataset import DataSet, DataUnavailable, data_folder, printable, writable_folder
+from lib.data.images import ImageSet
 from lib.data.preprocessing import IMAGENET, Preprocessing
-from lib.files import write_atomically
+from lib.files import file_hash, write_atomically
 from lib.listing import first_few
 
 ENDINGS = (".jpeg", ".jpg", ".png")
 VALIDATION = ("val", "val_pt")
+#: Pictures of a split that are told apart by their content; of more by their size.
+FEW = 10_000
+#: Pictures that ILSVRC-2012 has in it.
+IMAGENET_VALIDATION = 50_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +143,8 @@ def open_image(path: Path) -> Image.Image:
 class ImageFolders:
     """A data set of two folders of class folders, put into the data folder by hand.
 
-    `load` gives ``{"train": ImageFolder, "test": ImageFolder}``; the files are far too many to hash, so that
-    `files` gives, for the record of a run, the lists of names that were found.
+    `load` gives ``{"train": ImageFolder, "test": ImageFolder}``. The record of a run has the lists of what
+    was found, `files`; ImageNet's pictures are too many to hash, so that there names and sizes have to do.
 
     Attributes
     ----------
@@ -183,9 +189,9 @@ class ImageFolders:
         return {"train": train, "test": test}
 
     def identity(self, data_dir: str | Path) -> str:
-        """SHA-256 of the names of all images, ``absent`` where a folder is not there; nothing is written."""
+        """SHA-256 of the list of all images, ``absent`` where a folder is not there; nothing is written."""
         try:
-            listed = "\n".join(map(_names, self.load(data_dir).values()))
+            listed = "\n".join(map(_list, self.load(data_dir).values()))
         except DataUnavailable:
             return "absent"
         return hashlib.sha256(os.fsencode(listed)).hexdigest()
@@ -199,7 +205,7 @@ class ImageFolders:
         for split, images in self.load(data_dir).items():
             folder = writable_folder(data_folder(data_dir) / self.folder)
             written.append(folder / f"{split}-files.txt")
-            write_atomically(written[-1], os.fsencode(_names(images)))
+            write_atomically(written[-1], os.fsencode(_list(images)))
         return written
 
 
@@ -212,6 +218,23 @@ IMAGENET_2012 = ImageFolders(
 )
 
 
+def as_used(
+    source: DataSet | ImageFolders, images: Mapping[str, ImageSet | ImageFolder]
+) -> DataSet | ImageFolders:
+    """A source of pictures under the name of what it holds: not all folders in ImageNet's place are ImageNet.
+
+    Parameters
+    ----------
+    source
+    images
+        ``{"train": …, "test": …}``, as loaded from it.
+    """
+    if not isinstance(source, ImageFolders) or len(images["test"]) == IMAGENET_VALIDATION:
+        return source
+    name = f"own pictures, {len(images['train'].classes)} classes"
+    return replace(source, name=name, licence="their owner's", citation="", homepage="")
+
+
 def _listed(folder: Path) -> list[Path]:
     """What is in a folder, in the order of the names, without what is hidden."""
     try:
@@ -220,6 +243,7 @@ def _listed(folder: Path) -> list[Path]:
         raise DataUnavailable(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def _names(images: ImageFolder) -> str:
-    """A line per image, with its folder."""
-    return "".join(f"{file.parent.name}/{file.name}\n" for file in images.files)
+def _list(images: ImageFolder) -> str:
+    """A line per image: folder, name, and SHA-256, or its number of bytes where there are more than `FEW`."""
+    what = file_hash if len(images) <= FEW else lambda file: file.stat().st_size
+    return "".join(f"{file.parent.name}/{file.name} {what(file)}\n" for file in images.files)

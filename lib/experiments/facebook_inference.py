@@ -8,6 +8,7 @@ Functions that return numbers by name use the names that the chapter's ledger gi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -66,6 +67,13 @@ def characterised_networks(image_size: int, frames: int) -> dict[str, Inference]
             "Faster-RCNN-Shuffle (hypothesis)": Inference(ShuffleDetector(), {"inputs": regions}),
             "ResNeXt3D-101 (hypothesis)": Inference(ir_csn(101), {"input_shape": clip}),
         }
+
+
+def first_networks(networks: Mapping[str, Inference], count: int) -> dict[str, Inference]:
+    """The first `count` networks; ValueError if there are not as many."""
+    if not 1 <= count <= len(networks):
+        raise ValueError(f"there are 1 to {len(networks)} networks, {count} were asked for")
+    return dict(islice(networks.items(), count))
 
 
 def operation_tables(networks: Mapping[str, Inference]) -> dict[str, pd.DataFrame]:

@@ -13,6 +13,7 @@ documented function multiplies with weights packed in advance, which is what inf
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -41,6 +42,14 @@ def measure(tasks: Mapping[str, Mapping[str, Any]], *, level: str = "native") ->
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {unknown[0]!r}")
     return kernel_times.run_apart(__name__, tasks, level=level)
+
+
+def read_shapes(texts: Sequence[str]) -> list[tuple[int, int, int]]:
+    """``6x4096x1024`` as (6, 4096, 1024); ValueError for what is no M x N x K of positive numbers."""
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text) for text in texts]
+    if None in found:
+        raise ValueError(f"a shape is M, N, K as in 6x4096x1024, got {texts[found.index(None)]!r}")
+    return [tuple(map(int, shape.groups())) for shape in found]
 
 
 # --- what is timed -----------------------------------------------------------------------------------------

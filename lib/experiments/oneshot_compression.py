@@ -8,6 +8,7 @@ one seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from lib.data.fashion_mnist import FASHION_MNIST, FASHION_MNIST_SAMPLE
 from lib.data.imagenet import IMAGENET_2012, ImageFolder
 from lib.data.images import ImageSet
 from lib.experiments.oneshot_compression_baselines import equal_cost_baselines, initialise_gaussian
+from lib.models.authors import read_state_dict, require_fit
 from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
 from lib.models.vision.vgg import VGG
 from lib.streams import stream_seed
@@ -66,11 +68,13 @@ class Setting:
     finetune_steps, finetune_learning_rate
         The same after the compression.
     device : str
+    classes : int, optional
+        Of the pictures (`fitted`); by default those of the published data set.
 
     Raises
     ------
     ValueError
-        An unknown data set or network.
+        An unknown data set or network, or too few channels.
     """
 
     dataset: str
@@ -85,21 +89,30 @@ class Setting:
     finetune_steps: int
     finetune_learning_rate: float
     device: str = "cpu"
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         known = {"dataset": tuple(DATA), "network": NETWORKS}
         for name, names in known.items():
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}")
+        if len(self.channels) < 3:
+            raise ValueError(f"channels must be those of at least 3 convolutions, got {list(self.channels)}")
 
     def build(self, **options: float) -> nn.Module:
         """The network with fresh weights; ``width`` is a factor on all its channels."""
+        options |= {"num_classes": self.outputs}
         published = {"alexnet": AlexNet, "alexnet-one-tower": AlexNetOneTower, "vgg16": VGG}
         if self.network in published:
             return published[self.network](**options)
         stages = (self.channels[:1], self.channels[1:2], self.channels[2:])
-        shape = {"channels": 1, "input_size": 28, "num_classes": 10}
+        shape = {"channels": 3 if self.dataset == "imagenet" else 1, "input_size": 28}
         return VGG(stages=stages, hidden=(self.hidden,), dropout=0.0, batch_norm=True, **shape, **options)
+
+    @property
+    def outputs(self) -> int:
+        """Classes that the network tells apart."""
+        return self.classes or (1000 if self.dataset == "imagenet" else 10)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -109,21 +122,52 @@ class Setting:
 
     @property
     def source(self):
-        """The data set, cropped to what the network reads."""
+        """The data set; photographs are cropped to what the network reads, the small one's shrunk before."""
         source = DATA[self.dataset]
         if self.dataset != "imagenet":
             return source
-        return replace(source, preprocessing=replace(source.preprocessing, crop=self.image_shape[-1]))
+        crop = self.image_shape[-1]
+        resize = min(source.preprocessing.resize, crop * 8 // 7)
+        return replace(source, preprocessing=replace(source.preprocessing, resize=resize, crop=crop))
 
     @property
     def topk(self) -> int:
-        """Top-5 accuracy on ImageNet, top-1 elsewhere."""
-        return 5 if self.dataset == "imagenet" else 1
+        """Top-5 accuracy among ImageNet's thousand classes, top-1 among fewer."""
+        return 5 if self.outputs >= 1000 else 1
 
     @property
     def augmentation(self) -> dict[str, bool]:
         """Pictures are flipped; photographs of ImageNet are when they are read."""
         return {} if self.dataset == "imagenet" else {"flip": True}
+
+
+def fitted(setting: Setting, images: Images, given: str = "") -> Setting:
+    """The setting for the classes of these pictures, once they and a trained original are known to fit.
+
+    Parameters
+    ----------
+    setting, images
+    given
+        Path of the original's state dict, or empty.
+
+    Raises
+    ------
+    ValueError
+        The network reads other pictures, there are fewer than a batch, or the file is no such network's.
+    """
+    reads, shape = setting.image_shape, tuple(images["train"].tensor(slice(0, 1)).shape[1:])
+    if reads != shape:
+        wanted, got = (" × ".join(map(str, numbers)) for numbers in (reads, shape))
+        raise ValueError(
+            f"network {setting.network} reads images of {wanted}, those of {setting.dataset} have {got}"
+        )
+    images["train"].batches(setting.batch_size, seed=0)  # refuses a batch of more than there are
+    setting = replace(setting, classes=len(images["train"].classes))
+    if given:
+        with torch.device("meta"):
+            network = setting.build()
+        require_fit(read_state_dict(given), network, f"{setting.network} for these pictures: {given}")
+    return setting
 
 
 def size(network: nn.Module, setting: Setting) -> dict[str, int]:
@@ -200,7 +244,7 @@ def trained_original(
     seeded(seed)
     network = initialise_gaussian(setting.build(), setting.initial_std)
     if given:
-        network.load_state_dict(torch.load(given, map_location="cpu", weights_only=True))
+        network.load_state_dict(read_state_dict(given))
     else:
         steps, peak = setting.steps, setting.learning_rate
         train(network, images, setting, seed, ORIGINAL, steps=steps, peak=peak, checkpoint=checkpoint)
@@ -232,7 +276,7 @@ def compressed_arms(
     first, *_, last = (name for name, layer in original.named_modules() if isinstance(layer, nn.Linear))
     how = {"maps": {first: original.map}, "linear": setting.network != "vgg16"}
     every = compress(original, **how)
-    how["skip"] = [last] if setting.network == "small" else []  # ten outputs are too few for EVBMF
+    how["skip"] = [last] if setting.outputs < 1000 else []  # ten outputs are too few for EVBMF
     small = compress(original, **how)
     others = equal_cost_baselines(
         original, small, setting.build, lambda network: size(network, setting)[MACS], **how
@@ -271,7 +315,7 @@ def run_seed(
     results : DataFrame
         A row for each arm, and one ``right after`` the decomposition for each that is fine-tuned: ``arm``,
         ``seed``, ``multiply-accumulates``, ``weights``, ``accuracy`` (%), and of those fine-tuned ``share
-        recovered in one epoch`` (`recovered`).
+        recovered in one epoch`` (`recovered`), if it was one.
     curves : DataFrame
         Accuracy while fine-tuning: ``accuracy``, ``arm``, ``seed``, ``epoch`` (0 before it), ``step``.
     layers : DataFrame
@@ -305,6 +349,8 @@ def run_seed(
 def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
     """Accuracy regained after one epoch of fine-tuning over what the decomposition lost, at least one point.
 
+    NaN if it was shorter.
+
     Parameters
     ----------
     curve
@@ -312,20 +358,26 @@ def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
     before, after
         Accuracy before and right after the decomposition, in percent.
     """
+    if curve["epoch"].max() < 1:
+        return math.nan
     within = curve["epoch"] <= max(1.0, curve["epoch"].min())
     regained = curve.loc[within, "accuracy"].iloc[-1] - after
     return regained / max(1.0, before - after)
 
 
 def measured(results: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """What the ledger's rules ask for: values per seed by metric and arm, from the results of `run_seed`."""
+    """What the ledger's rules ask for: values per seed by metric and arm, from the results of `run_seed`.
+
+    Without the share that was recovered in one epoch, where it was not one.
+    """
     by_arm = dict(list(results.groupby("arm", sort=False)))
     values = {
         metric: {arm: list(by_arm[arm][metric]) for arm in (ORIGINAL, COMPRESSED)}
         for metric in (MACS, WEIGHTS)
     }
     values["accuracy"] = {arm: list(part["accuracy"]) for arm, part in by_arm.items()}
-    values[RECOVERED] = {COMPRESSED: list(by_arm[COMPRESSED][RECOVERED])}
+    if by_arm[COMPRESSED][RECOVERED].notna().all():
+        values[RECOVERED] = {COMPRESSED: list(by_arm[COMPRESSED][RECOVERED])}
     return values
 
 

@@ -87,10 +87,17 @@ def trained_ranks(
     sweeps
         Of the Tucker iteration at most.
     vgg_layers
-        Convolutions of VGG-16 whose ranks are found, from the first.
+        Convolutions of VGG-16 whose ranks are found, from the first, 2 to 13.
+
+    Raises
+    ------
+    ValueError
+        Another number of layers.
     """
     tower, deep = _convolutions(AlexNetOneTower, alexnet), _convolutions(VGG, vgg16)
     names = [name for name, layer in deep.named_modules() if isinstance(layer, nn.Conv2d)]
+    if not 2 <= vgg_layers <= len(names):
+        raise ValueError(f"vgg_layers must be from 2 to VGG-16's {len(names)}, got {vgg_layers}")
     found = compress(tower, sweeps=sweeps), compress(deep, sweeps=sweeps, skip=names[vgg_layers:])
     by_rule = {}
     for name, rule in RULES.items():

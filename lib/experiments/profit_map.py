@@ -192,6 +192,24 @@ def freezing_scores(
     return rows
 
 
+def scores_by_bits(
+    on_the_way: Sequence[Mapping[int, float]], profit: Sequence[float], bits: int
+) -> dict[str, list[float]]:
+    """Accuracy with weights and activations in the same bits, one per seed, as ``{"8 bits": […]}``.
+
+    Parameters
+    ----------
+    on_the_way
+        Of each seed, by bits.
+    profit
+        Of PROFIT, with activations in `ACTIVATION_BITS`.
+    bits
+        Of PROFIT's weights. If they are others than its activations', it is in none of the lists.
+    """
+    found = {f"{b} bits": [seed[b] for seed in on_the_way] for b in on_the_way[0] if b != ACTIVATION_BITS}
+    return found | ({f"{bits} bits": list(profit)} if bits == ACTIVATION_BITS else {})
+
+
 def gains(scores: pd.DataFrame) -> pd.DataFrame:
     """What freezing adds to no freezing, in points, of the same seeds.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from lib.quantization.instability import convolution_kind, thirds_ratio
 AUTHORS = {"v2": QuantizedMobileNetV2, "v3": QuantizedMobileNetV3Large}
 PUBLISHED = {"v1": MobileNetV1, "v2": MobileNetV2, "v3-Large": MobileNetV3Large}
 SIZE_BITS = (8, 5, 4, 3)
+#: In a batch.
+CROPS = 12
 
 # --- counts ------------------------------------------------------------------------------------------------
 
@@ -115,10 +118,16 @@ def crops(
     Returns
     -------
     list of dict
-        ``images`` (photographs, 3, size, size) and ``labels`` (photographs,).
+        ``images`` (`CROPS`, 3, size, size) and ``labels`` (`CROPS`,): of as many photographs, drawn in each
+        step where there are more; where there are fewer, in turn.
     """
     crop, random = Preprocessing(resize=size, crop=size), np.random.default_rng(seed)
-    batches = [torch.stack([crop.train(p, random) for p in photographs.values()]) for _ in range(steps)]
+    names = list(photographs)
+    batches = []
+    for _ in range(steps):
+        few = len(names) <= CROPS
+        chosen = islice(cycle(names), CROPS) if few else random.choice(names, CROPS, replace=False)
+        batches.append(torch.stack([crop.train(photographs[name], random) for name in chosen]))
     with evaluating(network), torch.no_grad():
         return [{"images": images, "labels": network(images).argmax(1)} for images in batches]
 

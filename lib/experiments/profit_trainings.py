@@ -7,10 +7,11 @@ bits, which is the same in every arm, as is its dropout: arms that are compared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -70,23 +71,16 @@ def augmentation(dataset: str) -> dict[str, Any]:
 
 
 def starting_weights(
-    dataset: str, data_dir: str | Path, *, classes: int, widths: Sequence[float], repeats: int
-) -> dict[str, Tensor] | None:
-    """Trained weights that MobileNet-v2 starts from on ImageNet; None on other data, where nothing fits.
+    dataset: str, data_dir: str | Path, *, classes: int, width: float, repeats: int
+) -> dict[str, Tensor]:
+    """Trained weights that MobileNet-v2 starts from on photographs, if it has full width and all blocks.
 
-    Raises
-    ------
-    ValueError
-        The networks are not those of the weights: width 1, all blocks, 1,000 classes.
+    Without those of the classifier where the classes are not ImageNet's thousand; empty where nothing fits.
     """
-    if dataset != "imagenet":
-        return None
-    if classes != 1000 or set(widths) != {1.0} or repeats < 4:
-        raise ValueError(
-            f"on ImageNet MobileNet-v2 starts from trained weights of width 1, 4 blocks a stage and 1000 "
-            f"classes; got widths {list(widths)}, {repeats} and {classes}"
-        )
-    return MOBILENET_V2.load(data_dir)
+    if dataset != "imagenet" or width != 1 or repeats < 4:
+        return {}
+    weights = MOBILENET_V2.load(data_dir)
+    return {name: w for name, w in weights.items() if classes == 1000 or not name.startswith("classifier.")}
 
 
 # --- the quantisers that are compared ----------------------------------------------------------------------
@@ -155,6 +149,9 @@ class Trainings:
     device: str = "cpu"
     checkpoint: Callable[[str], Path | None] = lambda name: None
 
+    def __post_init__(self) -> None:
+        self.batches(0)  # refuses a batch of more pictures than there are
+
     @property
     def classes(self) -> int:
         """Number of kinds of pictures."""
@@ -212,7 +209,7 @@ class Trainings:
         steps: int,
         *,
         repeats: int,
-        start: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Tensor] = MappingProxyType({}),
         norm_momentum: float | None = None,
         **sizes: Any,
     ) -> nn.Module:
@@ -228,7 +225,7 @@ class Trainings:
         repeats
             Blocks per stage that are kept.
         start
-            Trained weights to begin with.
+            Trained weights to begin with; layers that are not in it have first weights.
         norm_momentum
             Of all norms, where their own is too slow for a short training.
         sizes
@@ -237,8 +234,7 @@ class Trainings:
         name = f"{make.__name__} {', '.join(f'{key} {value}' for key, value in sizes.items())}, seed {seed}"
         seeded(stream_seed(seed, "first weights", make.__name__))
         network = shallower(make(num_classes=self.classes, **sizes), repeats)
-        if start is not None:
-            network.load_state_dict(start)
+        network.load_state_dict(network.state_dict() | start)
         for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.momentum = norm.momentum if norm_momentum is None else norm_momentum
         stream = ("full precision", make.__name__)

@@ -8,6 +8,7 @@ The networks are pretrained, the pictures photographs. Trainings are in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lib.data import preprocessing, weights
+from lib.data.imagenet import ImageFolder
 from lib.data.preprocessing import Preprocessing
 from lib.inspection import captured, evaluating
 from lib.metrics.signal import sqnr
@@ -28,6 +30,7 @@ from lib.models.vision.squeezenet import SqueezeNet
 from lib.quantization.convert import quantize
 from lib.quantization.largest import split
 from lib.quantization.value_aware import ValueAware, fake_quantize
+from lib.training.classifiers import accuracy
 
 LINES = ("o-", "s--", "D:", "^-.", "v-", "P--", "X:", "*-.")
 
@@ -94,6 +97,15 @@ def crops(image: Image.Image, count: int, preprocessing: Preprocessing, *, seed:
     return torch.stack([preprocessing.train(image, random) for _ in range(count)])
 
 
+def check_inference(bits: Sequence[int], ratios: Sequence[float]) -> None:
+    """ValueError if C8, or the text beside it, is about bits or a ratio that are not measured."""
+    if 4 not in bits or not {0.0, 0.001, 0.01} <= set(ratios):
+        raise ValueError(
+            f"inference_bits must have 4, and inference_ratios 0, 0.001 and 0.01, at which C8 is judged; "
+            f"got {list(bits)} and {list(ratios)}"
+        )
+
+
 @torch.no_grad()
 def inference_errors(
     network: nn.Module, images: Mapping[str, Tensor], bits: Sequence[int], ratios: Sequence[float]
@@ -111,20 +123,43 @@ def inference_errors(
     with evaluating(network):
         exact = {name: network(group) for name, group in images.items()}
     rows = []
-    for width in bits:
-        for ratio in ratios:
-            quantized = quantize(
-                network,
-                next(iter(images.values())),
-                weights=lambda layer, b=width, r=ratio: ValueAware(b, ratio=r, signed=True),
-                activations=lambda kind, b=width, r=ratio: ValueAware(b, ratio=r, signed=kind != "unsigned"),
-            ).eval()
-            for name, group in images.items():
-                got, reference = quantized(group), exact[name]
-                same = (got.argmax(1) == reference.argmax(1)).double().mean()
-                error = ((got - reference).norm(dim=1) / reference.norm(dim=1)).mean()
-                rows.append((name, width, ratio, 100 * float(same), float(error)))
+    for width, ratio in product(bits, ratios):
+        quantized = _with_few_bits(network, next(iter(images.values())), width, ratio)
+        for name, group in images.items():
+            got, reference = quantized(group), exact[name]
+            same = (got.argmax(1) == reference.argmax(1)).double().mean()
+            error = ((got - reference).norm(dim=1) / reference.norm(dim=1)).mean()
+            rows.append((name, width, ratio, 100 * float(same), float(error)))
     return pd.DataFrame(rows, columns=["group", "bits", "ratio", "agreement", "error"])
+
+
+def _with_few_bits(network: nn.Module, images: Tensor, bits: int, ratio: float) -> nn.Module:
+    """A copy with all weights and activations in few bits, and this share of large values in 16."""
+    return quantize(
+        network,
+        images,
+        weights=lambda layer: ValueAware(bits, ratio=ratio, signed=True),
+        activations=lambda kind: ValueAware(bits, ratio=ratio, signed=kind != "unsigned"),
+    ).eval()
+
+
+def labelled_accuracy(
+    network: nn.Module, photographs: ImageFolder, bits: Sequence[int], ratios: Sequence[float]
+) -> pd.DataFrame:
+    """Top-1 accuracy on labelled photographs, in full precision and as `inference_errors` quantises.
+
+    Large values are found over one photograph at a time.
+
+    Returns
+    -------
+    DataFrame with ``weights and activations`` (``4 bits, 1 % large``) and ``top-1 (%)``.
+    """
+    first = photographs.tensor(slice(0, 1))
+    networks = {"full precision": network}
+    for width, ratio in product(bits, ratios):
+        networks[f"{width} bits, {100 * ratio:g} % large"] = _with_few_bits(network, first, width, ratio)
+    rows = [(name, accuracy(one, photographs, batch_size=1)["top-1"]) for name, one in networks.items()]
+    return pd.DataFrame(rows, columns=["weights and activations", "top-1 (%)"])
 
 
 def logit_errors(

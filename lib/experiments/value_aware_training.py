@@ -56,9 +56,14 @@ def images_of(dataset: str) -> Images:
     return IMAGES[dataset]
 
 
-def new_network(images: Images, *, depth: int, blocks: Sequence[int], width: float) -> ResNet:
-    """The network that is trained: a ResNet of this depth; for 0 one of basic blocks, thinner by `width`."""
-    sizes = dict(num_classes=images.classes, in_channels=images.channels)
+def new_network(
+    images: Images, *, depth: int, blocks: Sequence[int], width: float, classes: int | None = None
+) -> ResNet:
+    """The network that is trained: a ResNet of this depth; for 0 one of basic blocks, thinner by `width`.
+
+    `classes` are those of the pictures, where they are not the data set's own.
+    """
+    sizes = dict(num_classes=classes or images.classes, in_channels=images.channels)
     return (
         resnet(depth, **sizes)
         if depth
@@ -90,15 +95,18 @@ class Arm:
 
 
 def training_arms(bits: int = 3) -> dict[str, Arm]:
-    """What trainings compare: the paper's setting, its controls, and the order that the paper warns of."""
+    """What trainings compare: the paper's setting, its controls, and the order that the paper warns of.
+
+    By names with their bits, in this order. With 2 bits a control is there once, and not twice.
+    """
     full, packed = (None, 0.0), (bits, 0.02)
     return {
         "full precision": Arm((full,)),
-        "(3, 2 %)": Arm((packed,)),
-        "(3, 0 %)": Arm(((bits, 0.0),)),
+        f"({bits}, 2 %)": Arm((packed,)),
+        f"({bits}, 0 %)": Arm(((bits, 0.0),)),
         "(2, 0 %)": Arm(((2, 0.0),)),
-        "(2, 0 %), then (3, 2 %), then full": Arm(((2, 0.0), packed, full)),
-        "(3, 2 %), inputs of normalisation packed": Arm((packed,), bn_input="packed"),
+        f"(2, 0 %), then ({bits}, 2 %), then full": Arm(((2, 0.0), packed, full)),
+        f"({bits}, 2 %), inputs of normalisation packed": Arm((packed,), bn_input="packed"),
     }
 
 

@@ -211,12 +211,19 @@ def thirds_ratio(values: Mapping[str, float], ranking: Mapping[str, float]) -> f
     values, ranking
         AIWQ by name of the layer: what is compared, and what the layers are sorted by. From different
         samples, a ranking of noise gives about 1.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three layers, or the last third has none.
     """
     order = sorted(values, key=ranking.__getitem__, reverse=True)
     third = len(order) // 3
     if not third:
         raise ValueError(f"thirds need at least 3 layers, got {len(order)}")
     first, last = (median(values[name] for name in part) for part in (order[:third], order[-third:]))
+    if not last:
+        raise ValueError("no weight of the most stable third of the layers moved: measure more steps")
     return first / last
 
 

@@ -234,6 +234,14 @@ def _digest(path: Path, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{file_hash(path, algorithm)}"
 
 
+def _content(path: Path) -> str:
+    """Content of a file, or of all files in a folder with their names."""
+    if not path.is_dir():
+        return _digest(path)
+    listed = {str(file.relative_to(path)): _digest(file) for file in path.rglob("*") if file.is_file()}
+    return f"sha256:{hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()}"
+
+
 def _data_digests(name: str, data_dir: Path, fetch: bool = False) -> list[str]:
     """Content of the files of a data source (``module:attribute``).
 
@@ -370,7 +378,7 @@ def measurement_parts(
         The chapter, as read from its file.
     parameters : mapping of str to object
         All parameters as used. ``run_dir`` is left out and ``data_dir`` counts by the content found there; a
-        parameter that is the name of a file, such as a checkpoint, counts with that file's content too.
+        parameter that is the name of a file or folder, such as a checkpoint, counts with its content too.
     root : Path
         The repository.
     fetch : bool
@@ -395,6 +403,6 @@ def measurement_parts(
         except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
     for name, value in parameters.items():
-        if name not in PLACES and isinstance(value, str) and value and os.path.isfile(root / value):
-            parts[f"parameter {name}"] = _digest(root / value)
+        if name not in PLACES and isinstance(value, str) and value and os.path.exists(root / value):
+            parts[f"parameter {name}"] = _content(root / value)
     return parts

@@ -40,7 +40,7 @@ def setting() -> oneshot.Setting:
     """The chapter's setting at scale paper; two steps, on the processor."""
     asked = resolve("oneshot_compression", "paper").parameters
     small = {"device": "cpu", "batch_size": 8, "steps": 2, "finetune_steps": 2}
-    names = [field.name for field in fields(oneshot.Setting)]
+    names = [field.name for field in fields(oneshot.Setting) if field.name in asked]
     return oneshot.Setting(**{name: (asked | small)[name] for name in names})
 
 

@@ -72,7 +72,7 @@ def test_the_scale_is_the_authors_recipe():
 
 def test_mobilenet_v2_down_to_four_bits(images, folder, tmp_path):
     made = trainings(images, tmp_path)
-    start = starting_weights("imagenet", folder, classes=made.classes, widths=ASKED["widths"], repeats=4)
+    start = starting_weights("imagenet", folder, classes=made.classes, width=ASKED["widths"][0], repeats=4)
     full = made.full_precision(MobileNetV2, 0, 2, repeats=4, start=start, width=1.0, last_channels=1280)
     assert sum(p.numel() for p in full.parameters()) == 3_504_872
     assert full.classifier[1].out_features == 1000

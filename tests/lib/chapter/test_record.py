@@ -150,6 +150,18 @@ def test_a_whole_run(record, root):
     assert "C1: matches memory" in (root / "run" / "log.txt").read_text()
 
 
+def test_files_of_one_name_in_two_folders_are_both_recorded(record, root):
+    class Pictures(Ratings):
+        def files(self, data_dir):
+            return [data_dir / "a" / "1.jpg", data_dir / "b" / "1.jpg", data_dir / "b" / "2.jpg"]
+
+    for number, path in enumerate(Pictures().files(root)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([number]))
+    used = record.data(Pictures(), root).files
+    assert list(used) == ["a/1.jpg", "b/1.jpg", "2.jpg"] and len(set(used.values())) == 3
+
+
 def test_evidence_has_the_published_keys(record):
     fill(record).close()
     whole = json.loads(Evidence.of_run(record.folder, {}).model_dump_json())

@@ -11,8 +11,10 @@ from PIL import Image
 
 from lib.chapter.record import Record
 from lib.data.dataset import DataUnavailable
-from lib.data.imagenet import IMAGENET_2012, ImageFolder, open_image
+from lib.data.fashion_mnist import FASHION_MNIST_SAMPLE
+from lib.data.imagenet import IMAGENET_2012, ImageFolder, as_used, open_image
 from lib.data.preprocessing import Preprocessing
+from lib.files import file_hash
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
 SMALL = Preprocessing(resize=36, crop=32)
@@ -46,6 +48,16 @@ def test_folders_are_classes_in_alphabetical_order(root):
     assert (len(splits["train"]), len(splits["test"])) == (12, 6)
     assert splits["train"].classes == tuple(CLASSES)
     assert splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_other_folders_than_imagenets_are_not_called_imagenet(root, monkeypatch):
+    images = IMAGENET_2012.load(root)
+    used = as_used(IMAGENET_2012, images)
+    assert (used.name, used.licence) == ("own pictures, 3 classes", "their owner's")
+    assert [path.name for path in used.files(root)] == ["train-files.txt", "test-files.txt"]
+    monkeypatch.setattr("lib.data.imagenet.IMAGENET_VALIDATION", 6)
+    assert as_used(IMAGENET_2012, images) is IMAGENET_2012
+    assert as_used(FASHION_MNIST_SAMPLE, {}) is FASHION_MNIST_SAMPLE
 
 
 def test_centres_come_in_the_files_order(root):
@@ -115,7 +127,20 @@ def test_the_record_of_a_run_knows_the_files(root, tmp_path):
     used = Record("template", scale="smoke", run_dir=tmp_path / "run").data(IMAGENET_2012, root)
     assert set(used.files) == {"train-files.txt", "test-files.txt"}
     listed = (root / "imagenet" / "test-files.txt").read_text().splitlines()
-    assert listed[0] == "n01440764/n01440764_0.JPEG" and len(listed) == 6
+    first = root / "imagenet" / "val_pt" / "n01440764" / "n01440764_0.JPEG"
+    assert listed[0] == f"n01440764/n01440764_0.JPEG {file_hash(first)}" and len(listed) == 6
+
+
+@pytest.mark.parametrize(("few", "change"), [(12, "of the same size"), (11, "a byte longer")])
+def test_other_pictures_under_the_same_names_are_other_data(root, monkeypatch, few, change):
+    monkeypatch.setattr("lib.data.imagenet.FEW", few)
+    before = IMAGENET_2012.identity(root)
+    picture = root / "imagenet" / "train" / "n01440764" / "n01440764_2.JPEG"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:-3] + b"xyz" if change == "of the same size" else content + b"x")
+    assert IMAGENET_2012.identity(root) != before
+    picture.write_bytes(content)
+    assert IMAGENET_2012.identity(root) == before
 
 
 def test_what_systems_hide_is_no_class_and_no_image(root):

@@ -221,3 +221,11 @@ def test_rates_over_memory_on_the_chip():
         "no memory on chip": (rates.loc[0] / 100).tolist(),
     }
     assert all(on > off for on, off in zip(*shares.values(), strict=True))
+
+
+def test_networks_that_are_not_there_are_not_taken():
+    networks = dict.fromkeys("abc")
+    assert list(counting.first_networks(networks, 2)) == ["a", "b"]
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"there are 1 to 3 networks, {count} were asked for"):
+            counting.first_networks(networks, count)

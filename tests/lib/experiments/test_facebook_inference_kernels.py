@@ -137,3 +137,11 @@ def test_bytes_read_and_times_of_fused_operators():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_shapes_are_read_or_refused():
+    assert kernels.read_shapes(["6x4096x1024", "1x2x3"]) == [(6, 4096, 1024), (1, 2, 3)]
+    assert kernels.read_shapes([]) == []
+    for wrong in ("1x2", "0x2x3", "1x2x3x4", "axbxc", "1 x 2 x 3", "-1x2x3", ""):
+        with pytest.raises(ValueError, match=r"a shape is M, N, K as in 6x4096x1024, got '.*'$"):
+            kernels.read_shapes(["1x2x3", wrong])

@@ -1,6 +1,7 @@
 """The trained network's experiment: arms, streams, resuming, and the numbers made of its results."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -79,11 +80,60 @@ def test_imagenet_is_cropped_scored_and_flipped_as_it_should_be():
     [
         ({"dataset": "cifar"}, "dataset must be one of fashion-mnist-sample, .*imagenet, got 'cifar'"),
         ({"network": "resnet"}, "network must be one of small, alexnet, .*vgg16, got 'resnet'"),
+        ({"channels": []}, r"channels must be those of at least 3 convolutions, got \[\]"),
+        ({"channels": [4, 8]}, r"channels must be those of at least 3 convolutions, got \[4, 8\]"),
     ],
 )
 def test_what_is_unknown_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTING, **wrong)
+
+
+# --- other people's pictures --------------------------------------------------------------------------------
+
+
+def own_pictures(classes: int, side: int, channels: int = 3) -> dict[str, ImageSet]:
+    pixels = torch.zeros(40, channels, side, side, dtype=torch.uint8)
+    names = tuple(f"kind {k}" for k in range(classes))
+    one = ImageSet(pixels, torch.arange(40) % classes, 0.5, 0.3, names)
+    return {"train": one, "test": one}
+
+
+@pytest.mark.parametrize("classes", [1, 4, 20])
+def test_the_small_network_takes_own_pictures_of_any_number_of_classes(classes):
+    setting = dataclasses.replace(SETTING, dataset="imagenet")
+    assert setting.image_shape == (3, 28, 28)
+    assert (setting.source.preprocessing.resize, setting.source.preprocessing.crop) == (32, 28)
+    images = own_pictures(classes, 28)
+    setting = oneshot.fitted(setting, images)
+    assert (setting.outputs, setting.topk) == (classes, 1)
+    network = setting.build()
+    assert network(images["test"].tensor()).shape == (40, classes)
+    assert oneshot.score(network, images, setting) >= 0
+    with torch.device("meta"):
+        large = dataclasses.replace(setting, network="alexnet").build()
+    assert large.classifier.fc8.out_features == classes
+
+
+def test_pictures_that_do_not_fit_are_refused_before_anything_is_trained():
+    grey = own_pictures(10, 28, channels=1)
+    with pytest.raises(
+        ValueError, match="alexnet reads images of 3 × 227 × 227, those of .* have 1 × 28 × 28$"
+    ):
+        oneshot.fitted(dataclasses.replace(SETTING, network="alexnet"), grey)
+    with pytest.raises(ValueError, match=r"^batch_size must be in 1..40, got 41$"):
+        oneshot.fitted(dataclasses.replace(SETTING, batch_size=41), grey)
+
+
+def test_a_given_original_for_other_classes_is_refused_in_one_line(tmp_path):
+    path, images = tmp_path / "ten.pt", own_pictures(7, 28, channels=1)
+    torch.save(SETTING.build().state_dict(), path)
+    with pytest.raises(ValueError, match=r"small for these pictures: .*ten\.pt: .*\(7, 8\), got \(10, 8\)$"):
+        oneshot.fitted(SETTING, images, str(path))
+    assert oneshot.fitted(SETTING, own_pictures(10, 28, channels=1), str(path)).outputs == 10
+    (tmp_path / "text").write_text("root:x:0:0")
+    with pytest.raises(ValueError, match="text is no file of tensors"):
+        oneshot.fitted(SETTING, images, str(tmp_path / "text"))
 
 
 # --- training and scoring ----------------------------------------------------------------------------------
@@ -264,6 +314,8 @@ def test_the_share_recovered():
     assert oneshot.recovered(curve, before=90, after=40) == pytest.approx(35 / 50)
     assert oneshot.recovered(curve, before=75.5, after=75) == 0  # a loss below a point counts as one
     assert oneshot.recovered(curve, before=75.5, after=74.5) == pytest.approx(0.5)
+    short = pd.DataFrame({"epoch": [0.08, 0.17], "accuracy": [60.0, 75.0]})
+    assert math.isnan(oneshot.recovered(short, before=90, after=40))  # no epoch, so nothing is said of one
     late = pd.DataFrame({"epoch": [2.0, 3.0], "accuracy": [80.0, 85.0]})
     assert oneshot.recovered(late, before=90, after=40) == pytest.approx(40 / 50)
 
@@ -288,6 +340,10 @@ def test_what_the_rules_ask_for(results):
     assert measured["weights"] == {"original": [900, 900], "EVBMF, fine-tuned": [300, 300]}
     assert measured["accuracy"]["EVBMF, right after"] == [40, 60] and len(measured["accuracy"]) == 4
     assert measured["share recovered in one epoch"] == {"EVBMF, fine-tuned": [0.5, 0.5]}
+    short = results.assign(**{"share recovered in one epoch": math.nan})
+    assert oneshot.measured(short) == {
+        metric: arms for metric, arms in measured.items() if metric != "share recovered in one epoch"
+    }
 
 
 def test_means_and_the_texts_numbers(results):

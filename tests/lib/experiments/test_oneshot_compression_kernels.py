@@ -106,3 +106,12 @@ def test_the_chosen_ranks_are_drawn_over_the_curves():
     points = pd.DataFrame([("a", 12.0, 0.7), ("b", 25.0, 0.4)], columns=columns)
     (axis,) = trained.errors_figure(curves, points).axes
     assert [12.0, 0.7] in [list(offset) for part in axis.collections for offset in part.get_offsets()]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 14])
+def test_layers_that_vgg16_does_not_have_are_refused(layers):
+    with torch.device("meta"):
+        features = [network().features.state_dict() for network in (AlexNetOneTower, VGG)]
+    states = [{f"features.{key}": value for key, value in one.items()} for one in features]
+    with pytest.raises(ValueError, match=f"vgg_layers must be from 2 to VGG-16's 13, got {layers}"):
+        trained.trained_ranks(*states, sweeps=0, vgg_layers=layers)

@@ -19,6 +19,7 @@ from lib.experiments.profit_map import (
     mean_scores,
     places,
     prepared,
+    scores_by_bits,
 )
 from lib.quantization.convert import quantized_layers
 
@@ -210,3 +211,14 @@ def test_means_over_seeds():
 
 def test_prepared_networks_have_nothing_on_the_way_by_default():
     assert Prepared(nn.Identity(), {}).on_the_way == {}
+
+
+def test_accuracy_is_filed_under_its_own_bits():
+    """On the path activations have as many bits as weights; PROFIT's have four."""
+    way = [{8: 71.0, 5: 70.0}, {8: 72.0, 5: 69.0}]
+    paths = {"8 bits": [71.0, 72.0], "5 bits": [70.0, 69.0]}
+    assert scores_by_bits(way, [68.0, 67.0], 4) == paths | {"4 bits": [68.0, 67.0]}
+    for other in (3, 5, 8):
+        assert scores_by_bits(way, [60.0, 61.0], other) == paths
+    assert scores_by_bits([{}, {}], [68.0, 67.0], 4) == {"4 bits": [68.0, 67.0]}
+    assert scores_by_bits([{4: 71.0}], [68.0], 3) == {}

@@ -63,11 +63,15 @@ def photographs() -> dict[str, Image.Image]:
 def test_crops_are_labelled_by_the_network_in_evaluation_mode():
     network = real_network().train()
     batches = crops(photographs(), network, size=32, steps=3, seed=1)
-    assert network.training and [batch["images"].shape for batch in batches] == [(4, 3, 32, 32)] * 3
+    assert network.training and [batch["images"].shape for batch in batches] == [(12, 3, 32, 32)] * 3
     assert not torch.equal(batches[0]["images"], batches[1]["images"])
     network.eval()
     for batch in batches:
         assert torch.equal(batch["labels"], network(batch["images"]).argmax(1))
+    many = {str(k): Image.new("L", (40, 40), k) for k in range(99)}
+    shades = crops(many, network, size=32, steps=2, seed=1)
+    first, second = ({float(x.mean()) for x in batch["images"]} for batch in shades)
+    assert len(first) == 12 and first != second  # no photograph twice, others in each step
     again, other = (crops(photographs(), network, size=32, steps=3, seed=seed) for seed in (1, 2))
     assert torch.equal(again[2]["images"], batches[2]["images"])
     assert not torch.equal(other[2]["images"], batches[2]["images"])

@@ -34,14 +34,20 @@ def test_pictures_are_padded_and_have_three_equal_channels():
     assert augmentation("imagenet") == {} != augmentation("fashion-mnist")
 
 
-def test_the_trained_start_fits_its_own_network_only(monkeypatch):
-    fitting = {"classes": 1000, "widths": [1.0], "repeats": 4}
-    assert starting_weights("fashion-mnist", "data", classes=10, widths=[0.25], repeats=1) is None
-    monkeypatch.setattr(profit_trainings.MOBILENET_V2.__class__, "load", lambda self, data_dir: {"loaded": 1})
-    assert starting_weights("imagenet", "data", **fitting) == {"loaded": 1}
-    for other in ({"classes": 10}, {"widths": [1.0, 0.5]}, {"repeats": 3}):
-        with pytest.raises(ValueError, match="width 1, 4 blocks a stage and 1000 classes; got widths"):
-            starting_weights("imagenet", "data", **fitting | other)
+def test_the_trained_start_is_what_fits_the_network(monkeypatch):
+    fitting = {"classes": 1000, "width": 1.0, "repeats": 4}
+    found = {"features.0.0.weight": 1, "classifier.1.weight": 2, "classifier.1.bias": 3}
+    monkeypatch.setattr(profit_trainings.MOBILENET_V2.__class__, "load", lambda self, data_dir: found)
+    assert starting_weights("imagenet", "data", **fitting) == found
+    assert starting_weights("imagenet", "data", **fitting | {"classes": 10}) == {"features.0.0.weight": 1}
+    for other in ({"width": 0.25}, {"repeats": 3}):
+        assert starting_weights("imagenet", "data", **fitting | other) == {}
+    assert starting_weights("fashion-mnist", "data", **fitting | {"classes": 10}) == {}
+
+
+def test_more_pictures_in_a_batch_than_there_are_are_refused_at_once(profit_trainings):
+    with pytest.raises(ValueError, match=r"^batch_size must be in 1..24, got 25$"):
+        profit_trainings(batch_size=25)
 
 
 def test_streams_of_batches_are_functions_of_seed_and_name(profit_trainings):
@@ -97,6 +103,11 @@ def test_a_training_in_full_precision_starts_from_given_weights(profit_trainings
     }
     network = small_mobilenet(profit_trainings(), steps=0, start=start)
     assert all(bool((value == 2).all()) for value in network.state_dict().values())
+    body = {name: value for name, value in start.items() if not name.startswith("classifier.")}
+    own = small_mobilenet(profit_trainings(), steps=0, start=body).state_dict()
+    fresh = small_mobilenet(profit_trainings(), steps=0).state_dict()
+    for name, value in own.items():
+        assert torch.equal(value, body.get(name, fresh[name])), name
 
 
 def test_a_finished_training_is_not_trained_again(

@@ -11,6 +11,7 @@ from lib.data.dataset import DataUnavailable
 from lib.data.preprocessing import IMAGENET
 from lib.experiments import value_aware_errors
 from lib.experiments.value_aware_errors import (
+    check_inference,
     crops,
     idea_figure,
     inference_errors,
@@ -34,6 +35,13 @@ def network() -> ResNet:
 
 def modes(net: nn.Module) -> list[bool]:
     return [module.training for module in net.modules()]
+
+
+@pytest.mark.parametrize(("bits", "ratios"), [([8], [0.0, 0.001, 0.01]), ([4], [0.0, 0.02, 0.05]), ([4], [])])
+def test_what_is_judged_must_be_measured(bits, ratios):
+    check_inference([4, 8], [0.0, 0.001, 0.01, 0.05])
+    with pytest.raises(ValueError, match="must have 4, and inference_ratios 0, 0.001 and 0.01"):
+        check_inference(bits, ratios)
 
 
 def test_inputs_of_all_convolutions_but_the_first():

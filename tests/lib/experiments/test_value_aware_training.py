@@ -58,6 +58,8 @@ def test_the_network_fits_the_images():
     small = new_network(IMAGES["fashion-mnist"], depth=0, blocks=[1, 2], width=0.25)
     assert small.conv1.in_channels == 1 and small.fc.out_features == 10
     assert [len(small.layer1), len(small.layer2)] == [1, 2] and small.conv1.out_channels == 16
+    own = new_network(IMAGES["imagenet"], depth=18, blocks=[1], width=1.0, classes=7)
+    assert own.conv1.in_channels == 3 and own.fc.out_features == 7
     with torch.device("meta"):
         deep = new_network(IMAGES["imagenet"], depth=50, blocks=[1], width=0.25)
     assert isinstance(deep.layer1[0], Bottleneck) and deep.fc.out_features == 1000
@@ -85,6 +87,12 @@ def test_arms_differ_in_what_they_store_only():
     assert same(full, trained(Arm(((None, 0.0),), bn_input="packed")))  # of full precision nothing is packed
     assert not same(full, trained(arms["(3, 2 %)"]))
     assert not same(trained(arms["(3, 2 %)"]), trained(arms["(3, 2 %), inputs of normalisation packed"]))
+
+
+def test_arms_are_named_by_their_own_bits():
+    assert training_arms(4)["(4, 2 %)"].stages == ((4, 0.02),) and "(3, 2 %)" not in training_arms(4)
+    two = training_arms(2)
+    assert two["(2, 0 %)"].stages == ((2, 0.0),) and len(two) == len(training_arms(3)) - 1
 
 
 def test_the_seed_is_of_weights_and_batches():

@@ -239,3 +239,9 @@ def test_another_measurement_is_refused():
     other = nn.Sequential(network()[0])
     with pytest.raises(ValueError, match="measured other layers: 2 in one of both only"):
         Instability(other, every=2).load_state_dict(state)
+
+
+def test_a_third_without_any_instability_has_no_ratio():
+    values = {"a": 2.0, "b": 1.0, "c": 0.0}
+    with pytest.raises(ValueError, match="^no weight of the most stable third of the layers moved"):
+        thirds_ratio(values, values)

@@ -226,6 +226,10 @@ def test_what_only_this_machine_lacks_is_refused_where_it_would_run(monkeypatch)
     with pytest.raises(RequestError, match="parameter checkpoint: '/.{197}… is not a file$"):
         refuse_absent(resolve("profit", "smoke", {"checkpoint": "x" * 5000}), ["checkpoint"])
     refuse_absent(resolve("profit", "smoke", {"checkpoint": "README.md"}), ["checkpoint"])
+    for absent in ("no/photos", "README.md"):
+        with pytest.raises(RequestError, match=rf"parameter photos: '/.*{absent}' is not a folder$"):
+            refuse_absent(resolve("value_aware", "smoke", {"photos": absent}), ["photos"])
+    refuse_absent(resolve("value_aware", "smoke", {"photos": "notebooks"}), ["photos"])
     for there in (False, True):
         monkeypatch.setattr(requests, "_has_cuda", lambda there=there: there)
         if there:
