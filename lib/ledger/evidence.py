@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -78,30 +78,31 @@ def scope_of(scope: str, settings: Mapping[str, Setting]) -> str:
     return re.sub(r"\{(\w+)\}", lambda name: str(settings.get(name[1], f"this run's {name[1]}")), scope)
 
 
+#: Modules whose code decides a verdict; what reads a ledger is none of them.
+JUDGING = ("rules.py", "paper_numbers.py", "intervals.py", "units.py", "floors.py", "verdicts.py")
+
+
+def judging_code(sources: Iterable[str]) -> str:
+    """Identity of the code that judges, the sources of `JUDGING`, without its sentences."""
+    return "".join(syntax_digest(source, sentences=False) for source in sources)
+
+
 @cache
 def _judging() -> str:
-    """Identity of the code that judges, without the sentences in which it says so."""
     here = Path(__file__).parent
-    names = (
-        "rules.py",
-        "paper_numbers.py",
-        "intervals.py",
-        "units.py",
-        "floors.py",
-        "verdicts.py",
-        "schema.py",
-    )
-    code = [(here / name).read_text(encoding="utf-8") for name in names]
-    return "".join(syntax_digest(source, sentences=False) for source in code)
+    return judging_code((here / name).read_text(encoding="utf-8") for name in JUDGING)
 
 
-def rule_identity(claim: Claim, scale: str) -> str:
-    """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code."""
+def rule_identity(claim: Claim, scale: str, judging: str = "") -> str:
+    """Identity of all that decides a claim's verdict from its measurements: rule, numbers, and the code.
+
+    The code is today's unless `judging`, from `judging_code`, is that of another day.
+    """
     number = {"value", "between", "arm", "metric", "label", "decimals", "tolerance", "provenance"}
     decisive = {"kind": True, "rule": True, "unit": True, "interpretations": True, "computed_from": True}
     decisive |= {"paper": {"__all__": number}, "floor": True}
     content = claim.model_dump_json(include=decisive)
-    content += f" {claim.entry(scale).reproduces} {_judging()}"
+    content += f" {claim.entry(scale).reproduces} {judging or _judging()}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from lib.files import ROOT
 from lib.ledger.paper_numbers import PROVENANCES, PaperNumber, Provenance
 from lib.ledger.rules import BoundRule, Floor, Range, Rule, Schema, Text
-from lib.yaml_reader import read_yaml
+from lib.yaml_reader import parse_yaml
 
 ScaleName = Literal["smoke", "book", "long", "paper"]
 
@@ -336,13 +336,18 @@ def load_ledger(chapter: str, root: Path | str | None = None) -> Ledger:
         raise ValueError(f"no ledger for chapter {chapter!r}: book/claims has {there}")
     name = f"book/claims/{chapter}.yml"
     try:
-        content = read_yaml(folder / f"{chapter}.yml", name)
+        return read_ledger((folder / f"{chapter}.yml").read_bytes(), name)
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def read_ledger(text: str | bytes, where: str) -> Ledger:
+    """A ledger from the text of its file; ValueError in one line that begins with `where`."""
+    content = parse_yaml(text, where)
     try:
         return Ledger.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{name}: {_first_error(error, content)}") from None
+        raise ValueError(f"{where}: {_first_error(error, content)}") from None
 
 
 def _first_error(error: ValidationError, content: Any) -> str:

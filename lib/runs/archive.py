@@ -30,10 +30,10 @@ from lib.ledger.archive import (
     plan_file,
     read_plan,
 )
-from lib.ledger.evidence import Evidence
+from lib.ledger.evidence import JUDGING, Evidence, judging_code, rule_identity
 from lib.ledger.pooling import CompleteRun, pool
 from lib.ledger.provenance import git
-from lib.ledger.schema import load_ledger
+from lib.ledger.schema import load_ledger, read_ledger
 from lib.listing import plural
 from lib.runs.parameters import PLACES, RequestError, override, read_parameters
 from lib.runs.request import Request, resolve
@@ -198,6 +198,20 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
     return one
 
 
+def rules_then(commit: str, chapter: str, scale: str, root: Path) -> dict[str, str]:
+    """Identities of the rules that were in force at a commit, by claim, as today's code names them.
+
+    What a run noted itself is what the code of its day made of them, whose naming may have changed since.
+    """
+    where = f"book/claims/{chapter}.yml"
+    try:
+        ledger = read_ledger(_at(commit, where, root), f"{where} of {commit[:10]}")
+        judging = judging_code(_at(commit, f"lib/ledger/{name}", root) for name in JUDGING)
+    except (RequestError, ValueError):  # before there was one, or of a form that is not read any more
+        return {}
+    return {claim.id: rule_identity(claim, scale, judging) for claim in ledger.claims}
+
+
 # --- writing -----------------------------------------------------------------------------------------------
 
 
@@ -244,7 +258,13 @@ def archive(
         ledger = load_ledger(runs[0].evidence.chapter, root)
         one = plan_of(runs, root, partial=partial)
         evidence, tables = pool(runs, ledger, one.name)
-        evidence = evidence.model_copy(update={"planned": one.seeds})
+        first = min(evidence.runs, key=lambda run: run.started)
+        rules = rules_then(first.commit, evidence.chapter, evidence.scale, root)
+        measurements = tuple(
+            measurement.model_copy(update={"rule": rules.get(measurement.claim, measurement.rule)})
+            for measurement in evidence.measurements
+        )
+        evidence = evidence.model_copy(update={"planned": one.seeds, "measurements": measurements})
         piece = Piece.of(evidence, ledger)
         earlier = archived(evidence.chapter, root)
     except RequestError:

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from lib.ledger.archive import archived, strongest
-from lib.ledger.evidence import Evidence
+from lib.ledger.evidence import JUDGING, Evidence, rule_identity
 from lib.ledger.pooling import pool
 from lib.ledger.schema import load_ledger
 from lib.runs import archive as archive_module
-from lib.runs.archive import archive, complete_run
+from lib.runs.archive import archive, complete_run, rules_then
 from lib.runs.parameters import RequestError
 from lib.runs.sweep import planned_grids
 from tests.lib.runs.conftest import PLAN, commit, git
@@ -346,6 +346,31 @@ def test_pooling_keeps_the_oldest_rule_so_that_a_younger_one_is_marked(made, cop
     assert {measurement.rule for measurement in evidence.measurements} == {"01de5"}
     with pytest.raises(ValueError, match="no run to pool"):
         pool([], load_ledger("planned", made.root))
+
+
+def test_the_rules_are_named_as_of_the_runs_commit_by_todays_names(made, copies, root, monkeypatch):
+    """A new way of naming rules does not make them look changed; a changed rule does."""
+    project = Path(archive_module.__file__).parents[2]
+    for name in JUDGING:
+        (root / "lib/ledger").mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / "lib/ledger" / name, root / "lib/ledger" / name)
+    commit(SimpleNamespace(root=root))
+    head = git(root, "rev-parse", "HEAD")
+    today = {c.id: rule_identity(c, "long") for c in load_ledger("planned", root).claims}
+    assert rules_then(head, "planned", "long", root) == today
+    path = root / "lib/ledger/rules.py"
+    path.write_text(path.read_text() + "\nLIMIT = 2\n")
+    commit(SimpleNamespace(root=root))
+    then = rules_then(git(root, "rev-parse", "HEAD"), "planned", "long", root)
+    assert not set(then.values()) & set(today.values()), "other code judged then"
+    assert rules_then(head, "none", "long", root) == {}, "no such ledger then: what the run noted"
+    monkeypatch.setattr(archive_module, "rules_then", lambda *_: {"C1": "0123456789abcdef"})
+    archive(copies, root)
+    (piece,) = archived("planned", root)
+    rules = {measurement.claim: measurement.rule for measurement in piece.evidence.measurements}
+    noted = Evidence.load(copies[0] / "evidence.json").measurements
+    expected = {one.claim: one.rule for one in noted} | {"C1": "0123456789abcdef"}
+    assert rules == expected and piece.claim("C1").rule_is_younger
 
 
 CHANGES = """
