@@ -113,7 +113,7 @@ def test_a_failure_hides_no_other_chapter_and_is_named_last(batch):
     path.write_text(path.read_text().replace("value: float", "value: real"))
     assert executed(batch, code=1) == ["two"]
     last = batch.last.stderr.strip().splitlines()[-2:]
-    assert "one: cell 6 (section 'Work', `if True:`): last line · log runs/book/one/" in last[0]
+    assert "one: cell 6 (section 'Work', `if True:`): ValueError: first line · log runs/book/one/" in last[0]
     assert "three: notebooks/three.md: type of value must be one of" in last[1]
     assert not (batch.root / "_build/html/index.html").exists(), "no book with chapters missing"
 

@@ -411,7 +411,7 @@ def test_help_and_list(request_run):
         assert part in text
     assert request_run("--list").stdout.split() == ["tiny", "A", "tiny", "chapter"]
     listed = request_run("tiny", "--list", "--scale", "smoke").stdout
-    assert "seeds: list[int] = [1]\n    the seeds\n" in listed
+    assert "seeds: list[int], 1+ distinct in [0, 2^32) = [1]\n    the seeds\n" in listed
 
 
 def test_a_failing_cell_is_named_and_leaves_no_evidence(project):
