@@ -150,7 +150,7 @@ class Project:
     """A copy of what a run needs, with tiny chapters in place of the real ones."""
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root, self.processes = root, []
         shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "profiles", root / "profiles")
         for name in ("Snakefile", "pyproject.toml"):
@@ -172,7 +172,7 @@ class Project:
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
         """Start Python with ``-m`` and these arguments in the project, in a process group of its own."""
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.root,
             env={**inherited, **environment},
@@ -183,6 +183,15 @@ class Project:
             # Tests that are themselves in the background of a shell would pass on that Ctrl-C is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        self.processes.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what a test that failed has left waiting."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(*command, **environment)
@@ -258,8 +267,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> Iterator[Project]:
     """A project with one chapter, ``tiny``."""
     made = Project(tmp_path / "project")
     made.chapter("tiny")
-    return made
+    yield made
+    made.end()
