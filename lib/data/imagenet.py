@@ -228,7 +228,15 @@ def as_used(
     source
     images
         ``{"train": …, "test": …}``, as loaded from it.
+
+    Raises
+    ------
+    DataUnavailable
+        There is a single class of pictures, so that nothing is to be told apart.
     """
+    if len(images["train"].classes) == 1:
+        folder = images["train"].files[0].parent
+        raise DataUnavailable(f"{folder} is the only class: put a second one beside it, in both splits")
     if not isinstance(source, ImageFolders) or len(images["test"]) == IMAGENET_VALIDATION:
         return source
     name = f"own pictures, {len(images['train'].classes)} classes"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ TEXTS: dict[str, DataSet] = {
     "ptb": PENN_TREEBANK,
     "wikitext-2": WIKITEXT_2,
 }
+
+
+#: Texts on which errors and first ranges are measured, and tokens of each along time.
+SAMPLE, TOKENS = 32, 60
+#: Tokens of a stream that are scored at once.
+PIECE = 35
+
+#: By which files of that layout are known for the corpora that they are named after.
+TRAINING_TOKENS = {PENN_TREEBANK.name: 929_589, WIKITEXT_2.name: 2_088_628}
 
 
 def _learned(bits: int, skip_bits: str | None) -> dict[str, Any]:
@@ -95,6 +105,48 @@ def data_sets(pictures: str, text: str) -> tuple[DataSet | ImageFolders, DataSet
         if name not in known:
             raise ValueError(f"expected one of {', '.join(known)}, got {name!r}")
     return PICTURES[pictures], TEXTS[text]
+
+
+def fitted_text(corpus: Corpus, where: Path, *, vocabulary_size: int, streams: int, length: int) -> Corpus:
+    """A text with so many words (0: all), once it is known to be long enough for all that is done with it.
+
+    Parameters
+    ----------
+    corpus
+    where
+        The folder of its files, for the message.
+    vocabulary_size
+    streams, length
+        Of the training batches.
+
+    Raises
+    ------
+    ValueError
+        It has fewer words, or a split has fewer tokens than are looked at.
+    """
+    words = len(corpus.vocabulary)
+    if vocabulary_size > words:
+        raise ValueError(
+            f"{where}: the training text has {words} words, vocabulary_size is {vocabulary_size} (0: all)"
+        )
+    needed = {"train": streams * length, "valid": SAMPLE * length, "test": SAMPLE * TOKENS}
+    for split, tokens in needed.items():
+        if (found := len(getattr(corpus, split))) <= tokens:
+            raise ValueError(f"{where}: the {split} split has {found} tokens, more than {tokens} are needed")
+    return corpus.limited(vocabulary_size) if vocabulary_size else corpus
+
+
+def text_as_used(source: DataSet, corpus: Corpus) -> DataSet:
+    """A text under the name of what it holds: not all files in a corpus's place are that corpus."""
+    found = len(corpus.train)
+    if TRAINING_TOKENS.get(source.name, found) == found:
+        return source
+    return replace(source, name=f"own text, {found:,} tokens for training", licence="its owner's")
+
+
+def scored_streams(tokens: Tensor, streams: int) -> int:
+    """Parallel streams in which a text is scored: five times those of the training, if it is long enough."""
+    return min(5 * streams, (len(tokens) - 1) // PIECE)
 
 
 def data_table(

@@ -57,7 +57,14 @@ def test_other_folders_than_imagenets_are_not_called_imagenet(root, monkeypatch)
     assert [path.name for path in used.files(root)] == ["train-files.txt", "test-files.txt"]
     monkeypatch.setattr("lib.data.imagenet.IMAGENET_VALIDATION", 6)
     assert as_used(IMAGENET_2012, images) is IMAGENET_2012
-    assert as_used(FASHION_MNIST_SAMPLE, {}) is FASHION_MNIST_SAMPLE
+    assert as_used(FASHION_MNIST_SAMPLE, FASHION_MNIST_SAMPLE.load(root)) is FASHION_MNIST_SAMPLE
+
+
+def test_a_single_class_is_refused(tmp_path):
+    for split in ("train", "val"):
+        make(tmp_path / "imagenet", split, 2, classes=["cats"])
+    with pytest.raises(DataUnavailable, match=r"train/cats is the only class: put a second one beside it"):
+        as_used(IMAGENET_2012, IMAGENET_2012.load(tmp_path))
 
 
 def test_centres_come_in_the_files_order(root):

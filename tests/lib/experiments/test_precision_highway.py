@@ -12,7 +12,7 @@ from PIL import Image
 from lib.data.dataset import DataSet
 from lib.data.imagenet import ImageFolder
 from lib.data.images import ImageSet
-from lib.data.text import Corpus
+from lib.data.text import Corpus, TextBatches
 from lib.experiments import precision_highway as experiment
 from lib.experiments.precision_highway import (
     IMAGE_ARMS,
@@ -280,3 +280,51 @@ def test_an_arm_is_trained_once_and_goes_on_where_it_was_cut_off(arm, tmp_path, 
     state = trained_arm(arm, none, tmp_path / "whole.pt").state_dict()
     assert none.asked == []
     assert all(torch.equal(value, state[name]) for name, value in whole.items())
+
+
+# --- other people's texts ----------------------------------------------------------------------------------
+
+
+def corpus_of(**lengths: int) -> Corpus:
+    splits = {"train": 400, "valid": 400, "test": 2000} | lengths
+    words = {split: [f"w{k % 20}" for k in range(count)] for split, count in splits.items()}
+    return Corpus.of(words)
+
+
+ASKED = {"vocabulary_size": 10, "streams": 20, "length": 10}
+
+
+def test_a_text_that_is_long_enough_gets_its_words(tmp_path):
+    assert len(experiment.fitted_text(corpus_of(), tmp_path, **ASKED).vocabulary) == 10
+    assert (
+        len(experiment.fitted_text(corpus_of(), tmp_path, **ASKED | {"vocabulary_size": 0}).vocabulary) == 22
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "asked", "message"),
+    [
+        ({}, {"vocabulary_size": 1000}, "training text has 22 words, vocabulary_size is 1000 \\(0: all\\)"),
+        ({"train": 200}, {}, "the train split has 200 tokens, more than 200 are needed"),
+        ({"valid": 320}, {}, "the valid split has 320 tokens, more than 320 are needed"),
+        ({"test": 1920}, {}, "the test split has 1920 tokens, more than 1920 are needed"),
+    ],
+)
+def test_a_text_that_is_too_short_is_named_before_anything_is_trained(tmp_path, lengths, asked, message):
+    with pytest.raises(ValueError, match=f"^{tmp_path}: .*{message}$"):
+        experiment.fitted_text(corpus_of(**lengths), tmp_path, **ASKED | asked)
+
+
+def test_a_short_text_is_scored_in_fewer_streams():
+    for tokens, streams in ((10_000, 100), (3501, 100), (3500, 99), (1921, 54)):
+        assert experiment.scored_streams(torch.zeros(tokens), 20) == streams
+        TextBatches(torch.zeros(tokens), batch_size=streams, length=experiment.PIECE)
+
+
+def test_other_texts_than_the_treebank_are_not_called_by_its_name(monkeypatch):
+    corpus, treebank, speeches = corpus_of(), TEXTS["ptb"], TEXTS["state-of-the-union"]
+    used = experiment.text_as_used(treebank, corpus)
+    assert (used.name, used.licence) == ("own text, 400 tokens for training", "its owner's")
+    assert used.sources == treebank.sources and experiment.text_as_used(speeches, corpus) is speeches
+    monkeypatch.setitem(experiment.TRAINING_TOKENS, treebank.name, 400)
+    assert experiment.text_as_used(treebank, corpus) is treebank
