@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from lib.compression.one_shot import compress
 from lib.cost.operations import count_operations, totals
@@ -24,7 +24,7 @@ from lib.data.fashion_mnist import FASHION_MNIST, FASHION_MNIST_SAMPLE
 from lib.data.imagenet import IMAGENET_2012, ImageFolder
 from lib.data.images import ImageSet
 from lib.experiments.oneshot_compression_baselines import equal_cost_baselines, initialise_gaussian
-from lib.models.authors import read_state_dict, require_fit
+from lib.models.authors import opened, read_state_dict, require_fit
 from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
 from lib.models.vision.vgg import VGG
 from lib.streams import stream_seed
@@ -166,7 +166,8 @@ def fitted(setting: Setting, images: Images, given: str = "") -> Setting:
     if given:
         with torch.device("meta"):
             network = setting.build()
-        require_fit(read_state_dict(given), network, f"{setting.network} for these pictures: {given}")
+            own = network.state_dict()
+        require_fit(_given(given), own, f"{setting.network} for these pictures: {given}")
     return setting
 
 
@@ -237,6 +238,12 @@ def train(
     return curve.assign(arm=arm, seed=seed, epoch=curve["step"] / batches.steps_per_epoch)
 
 
+def _given(path: str) -> dict[str, Tensor]:
+    """The state dict at a path; ValueError that names the file."""
+    with opened(path) as held:
+        return read_state_dict(held)
+
+
 def trained_original(
     images: Images, setting: Setting, seed: int, *, given: str = "", checkpoint: Path | None = None
 ) -> nn.Module:
@@ -244,7 +251,7 @@ def trained_original(
     seeded(seed)
     network = initialise_gaussian(setting.build(), setting.initial_std)
     if given:
-        network.load_state_dict(read_state_dict(given))
+        network.load_state_dict(_given(given))
     else:
         steps, peak = setting.steps, setting.learning_rate
         train(network, images, setting, seed, ORIGINAL, steps=steps, peak=peak, checkpoint=checkpoint)

@@ -35,7 +35,7 @@ from nbformat import NotebookNode
 import lib
 from lib.files import ROOT, file_hash, syntax_digest
 from lib.ledger.schema import load_ledger
-from lib.runs.parameters import PLACES, RequestError, suggest
+from lib.runs.parameters import PLACES, RequestError, read_parameters, suggest
 
 #: Rooms that produce no numbers, but for `METHOD`.
 PRESENTATION = ("lib.run", "lib.runs", "lib.chapter", "lib.ledger")
@@ -378,7 +378,7 @@ def measurement_parts(
         The chapter, as read from its file.
     parameters : mapping of str to object
         All parameters as used. ``run_dir`` is left out and ``data_dir`` counts by the content found there; a
-        parameter that is the name of a file or folder, such as a checkpoint, counts with its content too.
+        parameter that is the name of a file, or declared as a folder's, counts with its content too.
     root : Path
         The repository.
     fetch : bool
@@ -402,7 +402,11 @@ def measurement_parts(
             parts[f"data {source}"] = " ".join(_data_digests(source, root / parameters["data_dir"], fetch))
         except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
+    # A folder only where one is meant: `book` is a scale, too.
+    folders = [name for name, one in read_parameters(notebook, chapter).items() if "folder" in one.domain]
     for name, value in parameters.items():
-        if name not in PLACES and isinstance(value, str) and value and os.path.exists(root / value):
+        if name in PLACES or not isinstance(value, str) or not value:
+            continue
+        if os.path.isfile(root / value) or (name in folders and os.path.isdir(root / value)):
             parts[f"parameter {name}"] = _content(root / value)
     return parts

@@ -311,7 +311,7 @@ def test_what_is_no_file_of_the_authors_is_refused_in_one_line(log, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         comparison(log, authors_checkpoint=str(file))
     file.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="is no file of tensors") as refusal:
+    with pytest.raises(ValueError, match="is no checkpoint") as refusal:
         comparison(log, authors_checkpoint=str(file))
     assert "\n" not in str(refusal.value)
     torch.save(comparison(log).model("SASRec").to_authors(), file)

@@ -132,7 +132,7 @@ def test_a_given_original_for_other_classes_is_refused_in_one_line(tmp_path):
         oneshot.fitted(SETTING, images, str(path))
     assert oneshot.fitted(SETTING, own_pictures(10, 28, channels=1), str(path)).outputs == 10
     (tmp_path / "text").write_text("root:x:0:0")
-    with pytest.raises(ValueError, match="text is no file of tensors"):
+    with pytest.raises(ValueError, match="text is no checkpoint"):
         oneshot.fitted(SETTING, images, str(tmp_path / "text"))
 
 
