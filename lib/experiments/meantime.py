@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from lib.data.amazon import BEAUTY, VIDEO_GAMES
@@ -28,7 +27,7 @@ from lib.models.recommenders.meantime import Meantime
 from lib.models.recommenders.sasrec import SASRec, TiSASRec
 from lib.models.recommenders.temporal_kernels import ABSOLUTE_KERNELS
 from lib.streams import stream_seed
-from lib.training.loop import Evaluation, History, fit, seeded
+from lib.training.loop import Evaluation, History, fit, one_device, seeded
 from lib.training.recommenders import Popularity, Recommender, head_overlap_by_user, user_metrics
 
 SOURCES = {"ml-100k": ML_100K, "ml-1m": ML_1M, "ml-20m": ML_20M, "beauty": BEAUTY, "game": VIDEO_GAMES}
@@ -231,7 +230,7 @@ class Comparison:
             optimizer=torch.optim.Adam(model.parameters(), lr=rate, fused=True),
             evaluation=Evaluation(validate, self.evaluate_every, monitor="NDCG@10", patience=self.patience),
             checkpoint=checkpoint,
-            fabric=Fabric(accelerator=self.device, devices=1),
+            fabric=one_device(self.device),
             name=f"{arm}, seed {seed}",
         )
         return model, history

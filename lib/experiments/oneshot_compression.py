@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from lib.compression.one_shot import compress
@@ -29,7 +28,7 @@ from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
 from lib.models.vision.vgg import VGG
 from lib.streams import stream_seed
 from lib.training.classifiers import ImageClassifier, accuracy
-from lib.training.loop import Evaluation, fit, seeded, warmup_cosine
+from lib.training.loop import Evaluation, fit, one_device, seeded, warmup_cosine
 
 Checkpoints = Callable[[str], Path | None]
 Images = Mapping[str, ImageSet | ImageFolder]
@@ -231,7 +230,7 @@ def train(
             every=max(1, min(steps, int(epochs * batches.steps_per_epoch))),
         ),
         checkpoint=checkpoint,
-        fabric=Fabric(accelerator=setting.device, devices=1),
+        fabric=one_device(setting.device),
         name=f"{arm}, seed {seed}",
     )
     curve = history.to_frame()

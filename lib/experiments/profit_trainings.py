@@ -34,7 +34,7 @@ from lib.quantization.qil import QIL
 from lib.quantization.quantizer import Quantizer
 from lib.streams import stream_seed
 from lib.training.classifiers import accuracy
-from lib.training.loop import seeded
+from lib.training.loop import one_device, seeded
 
 Images = Mapping[str, ImageSet | ImageFolder]
 
@@ -160,7 +160,7 @@ class Trainings:
     @cached_property
     def fabric(self) -> Fabric:
         """The device, as the training loop takes it."""
-        return Fabric(accelerator=self.device, devices=1)
+        return one_device(self.device)
 
     def batches(self, seed: int, *stream: str | int) -> BatchAt:
         """Batches of a stage of this name; those of another seed or name are unrelated."""

@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from lib.listing import plural
 from lib.models.vision.resnet import BasicBlock, ResNet, resnet
 from lib.quantization.saved_tensors import BnInput, PackedActivations, PackedTraining
 from lib.training.classifiers import ImageClassifier
-from lib.training.loop import fit, seeded, warmup_cosine
+from lib.training.loop import fit, one_device, seeded, warmup_cosine
 
 LINES = ("o-", "s--", "D:", "^-.", "v-")
 
@@ -156,7 +155,7 @@ def train(
         optimizer=torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4),
         schedule=warmup_cosine(steps, warmup=steps // 10),
         checkpoint=checkpoint,
-        fabric=Fabric(accelerator=device, devices=1),
+        fabric=one_device(device),
         name=name,
     )
     return model

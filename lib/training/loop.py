@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -39,6 +40,15 @@ Batch = Mapping[str, Tensor]
 def seeded(seed: int) -> None:
     """Seed Python, NumPy and torch, so that what is built next is a function of ``seed`` (0..2**32 - 1)."""
     Fabric.seed_everything(seed, verbose=False)
+
+
+def one_device(device: str = "cpu") -> Fabric:
+    """A Fabric of one device in this process.
+
+    Its environment is said, not looked for: where Slurm is installed, Lightning would put a warning with a
+    path of the machine on the page, and in a job of several tasks refuse to start.
+    """
+    return Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()])
 
 
 def shard(batch: Batch, rank: int, world_size: int) -> Batch:
@@ -120,7 +130,7 @@ class GradientStep:
         after_step: Callable[[int], None] | None = None,
         fabric: Fabric | None = None,
     ) -> None:
-        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.fabric = fabric or one_device()
         optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])  # torch's own name for it; checkpoints keep it
@@ -187,7 +197,7 @@ def fit(
     ValueError, FloatingPointError
         As `run_steps`.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or one_device()
     step = GradientStep(model, batch_at, fabric=fabric, **options)
     if clash := step.state.keys() & (also or {}).keys():
         raise ValueError(f"also must not hold {', '.join(sorted(clash))}: fit saves its own under that name")
@@ -274,7 +284,7 @@ def run_steps(
     if "progress" in state:
         raise ValueError("the state must not hold 'progress': the loop saves its own under that name")
     everything = dict(state) | {"progress": progress}
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or one_device()
     if checkpoint is not None:
         checkpoints.check_readable(state)
         if fabric.is_global_zero:

@@ -6,11 +6,14 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.training.loop import Evaluation, History, fit, run_steps, seeded, shard, warmup_cosine
+from lib.training.loop import Evaluation, History, fit, one_device, run_steps, seeded, shard, warmup_cosine
 
 
 class Line(nn.Module):
@@ -596,6 +599,20 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         subprocess.run([sys.executable, script, str(devices), strategy, str(file)], check=True)
         states.append(torch.load(file, weights_only=True))
     torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-5)
+
+
+def test_where_slurm_is_installed_nothing_is_said_and_nothing_refused(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert one_device().world_size == 1
+        monkeypatch.setenv("SLURM_NTASKS", "4")
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+        assert one_device().world_size == 1
+    root = Path(__file__).resolve().parents[3]
+    code = [*(root / "lib").rglob("*.py"), *(root / "notebooks").glob("*.md")]
+    assert [path.name for path in code if re.search(r"\bFabric\(", path.read_text())] == ["loop.py"]
 
 
 def test_history_of_nothing_is_empty():
