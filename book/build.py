@@ -371,11 +371,16 @@ def build(
     slug = repository(dict(os.environ) if environ is None else environ, git_remote(root))
     output = root / "_build"
     output.mkdir(exist_ok=True)
+    lock = FileLock(output / ".lock")
     try:
-        with FileLock(output / ".lock", timeout=0):
-            return _build(root, output, scale, slug, resolve)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise BuildError(f"another build is running in {output}") from None
+        print(f"waiting for the build that is running in {output}", flush=True)
+        lock.acquire()
+    try:
+        return _build(root, output, scale, slug, resolve)
+    finally:
+        lock.release()
 
 
 def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..., Request]) -> Path:

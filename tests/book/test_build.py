@@ -3,9 +3,12 @@
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from book import build as builder
 
@@ -198,6 +201,20 @@ def test_a_dead_link_to_a_claim_fails_the_build(build_small, small_root):
     (small_root / "book/index.md").write_text("# Small\n\n```{include} _generated/scorecard.md\n```\n")
     with pytest.raises(builder.BuildError, match="template-t2"):
         build_small()
+
+
+def test_a_build_waits_for_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(builder, "_build", lambda root, output, *_: output / "html")
+    (tmp_path / "_build").mkdir()
+    other = FileLock(tmp_path / "_build/.lock")
+    other.acquire()
+    with ThreadPoolExecutor() as pool:
+        build = pool.submit(builder.build, tmp_path)
+        while not (said := capsys.readouterr().out):
+            time.sleep(0.05)
+        other.release()
+        assert build.result(timeout=30) == tmp_path / "_build/html"
+    assert said == f"waiting for the build that is running in {tmp_path / '_build'}\n"
 
 
 def test_a_build_killed_between_the_renames_gets_its_pages_back(build_small, small_root):
