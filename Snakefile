@@ -2,7 +2,7 @@
 # for, what each run needs and what is said of failures is in lib/runs/sweep.py.
 #
 #   snakemake                                   every chapter at the book's scale, then the pages (`make book`)
-#   snakemake --config scale=smoke execute_all  every chapter at another scale, without pages
+#   snakemake execute_all --config scale=smoke  every chapter at another scale, without pages
 #   snakemake sweep --config chapter=template seeds='[0, 1, 2]' samples='[1000, 10000]'
 #   snakemake sweep --config sweep=grid.yml     the same from a file: one or a list of {chapter, scale, grid}
 #   snakemake sweep --config planned=meantime scale=long   what its plan announces: a run for each seed
@@ -31,10 +31,13 @@ SCALE = config.get("scale", "book")
 PYTHON = shlex.quote(sys.executable)
 
 try:
-    SWEEP = batch.sweep(config)
+    asked_for = config | batch.as_written(workflow.config_settings.config_args or ())
+    SWEEP = batch.sweep(asked_for, fetch=not workflow.dryrun)
+    if not SWEEP and "sweep" in sys.argv:
+        raise ValueError("which sweep? --config chapter=… or sweep=FILE or planned=…")
+    CHAPTERS = batch.every_chapter(SCALE, fetch=not workflow.dryrun)
 except ValueError as error:
-    sys.exit(f"sweep: {error}")
-CHAPTERS = batch.every_chapter(SCALE)
+    sys.exit(f"snakemake: {error}")
 JOBS = {job.evidence: job for job in [*CHAPTERS, *SWEEP]}
 EVIDENCE = "runs/{scale}/{chapter}/{run}/evidence.json"
 SIMULATION = batch.simulation_folder()

@@ -26,7 +26,7 @@ from lib.ledger.archive import load_plan, plan_file
 from lib.ledger.evidence import Evidence
 from lib.ledger.provenance import git_state
 from lib.ledger.schema import load_ledger
-from lib.runs.parameters import RequestError, read_parameters, suggest
+from lib.runs.parameters import SCALES, RequestError, read_parameters, suggest
 from lib.runs.request import chapters, read_chapter, resolve
 from lib.yaml_reader import parse_yaml, read_yaml
 
@@ -92,26 +92,42 @@ class Job:
     def arguments(self) -> str:
         """Arguments of ``python -m lib.run``, for a shell."""
         pairs = [
-            ("-p", name, value if isinstance(value, str) else json.dumps(value))
+            ("-p", name, value if isinstance(value, str) else _as_yaml(value))
             for name, value in self.overrides.items()
         ]
         threads = ("--threads", str(self.resources.threads))
         return shlex.join([self.chapter, "--scale", self.scale, *itertools.chain(*pairs), *threads])
 
 
-def job(chapter: str, scale: str, overrides: Mapping[str, Any], root: Path = ROOT) -> Job:
-    """A run of a batch; RequestError as `lib.runs.request.resolve`."""
-    request = resolve(chapter, scale, overrides, root, fetch=True)
+def _as_yaml(value: Any) -> str:
+    """A value in one line of YAML: JSON, but 🙂 as it is, of whose two escapes YAML makes two."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
+
+
+def job(
+    chapter: str, scale: str, overrides: Mapping[str, Any], root: Path = ROOT, *, fetch: bool = True
+) -> Job:
+    """A run of a batch; `fetch` and RequestError as `lib.runs.request.resolve`."""
+    request = resolve(chapter, scale, overrides, root, fetch=fetch)
     evidence = (request.folder / "evidence.json").relative_to(request.root).as_posix()
     return Job(chapter, scale, dict(overrides), evidence, Resources.of(request.notebook, scale))
 
 
-def every_chapter(scale: str, root: Path = ROOT) -> list[Job]:
-    """A run of every chapter; one that cannot run fails as a job of its own, beside the others."""
+def every_chapter(scale: str, root: Path = ROOT, *, fetch: bool = True) -> list[Job]:
+    """A run of every chapter; one that cannot run fails as a job of its own, beside the others.
+
+    Raises
+    ------
+    RequestError
+        There is no such scale.
+    """
+    if scale not in SCALES:
+        raise RequestError(f"unknown scale {scale!r}{suggest(str(scale), SCALES)}")
     jobs = []
     for chapter in chapters(root):
         try:
-            jobs.append(job(chapter, scale, {}, root))
+            jobs.append(job(chapter, scale, {}, root, fetch=fetch))
         except RequestError as error:
             evidence = f"runs/{scale}/{chapter}/refused/evidence.json"
             jobs.append(Job(chapter, scale, evidence=evidence, refused=f"{chapter}: {error}"))
@@ -119,6 +135,29 @@ def every_chapter(scale: str, root: Path = ROOT) -> list[Job]:
 
 
 # --- grids -------------------------------------------------------------------------------------------------
+
+
+def as_written(pairs: Sequence[str]) -> dict[str, str]:
+    """What a command line gives behind ``--config``, as text: each parameter knows what it reads.
+
+    Snakemake's own reading would make ``a`` of ``a #b`` and 10 of ``010``, and keep the last of two.
+
+    Parameters
+    ----------
+    pairs : sequence of str
+        ``name=value`` each.
+
+    Raises
+    ------
+    RequestError
+        A name is given twice.
+    """
+    written: dict[str, str] = {}
+    for name, _, text in (pair.partition("=") for pair in pairs):
+        if name in written:
+            raise RequestError(f"{name} is given twice")
+        written[name] = text
+    return written
 
 
 def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping[str, Any]]:
@@ -134,26 +173,46 @@ def specifications(config: Mapping[str, Any], root: Path = ROOT) -> list[Mapping
     Raises
     ------
     RequestError
-        The file cannot be read, or holds something else; as `planned_grids`.
+        Two of these, or something beside them that nothing reads; the file cannot be read, or holds something
+        else; as `planned_grids`.
     """
+    ways = [way for way in ("chapter", "sweep", "planned") if way in config]
+    if len(ways) > 1:
+        raise RequestError(f"{ways[0]} and {ways[1]} exclude each other")
+    known = ("scale", *(ways or ("chapter", "sweep", "planned")))
+    if "chapter" not in config and (unknown := sorted(set(config) - set(known))):
+        raise RequestError(f"unknown key {unknown[0]!r}{suggest(unknown[0], known)}")
+    if not ways:
+        return []
     if "planned" in config:
-        return planned_grids(str(config["planned"]), str(config.get("scale", "long")), root)
-    if "sweep" in config:
-        name = str(config["sweep"])
-        try:
-            asked = read_yaml(root / name, name)
-        except OSError as error:
-            raise RequestError(f"{name}: {error.strerror}") from None
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-        asked = asked if isinstance(asked, list) else [asked]
-        for one in asked:
-            _check_specification(one, name)
-        return asked
+        return planned_grids(config["planned"], str(config.get("scale", "long")), root)
     if "chapter" in config:
-        grid = {name: value for name, value in config.items() if name not in ("chapter", "scale")}
-        return [{"chapter": config["chapter"], "scale": config.get("scale", "book"), "grid": grid}]
-    return []
+        if not config["chapter"]:
+            raise RequestError(f"which chapter? ({', '.join(chapters(root))})")
+        grid = {name: _values(name, value) for name, value in config.items() if name not in known}
+        asked = {"chapter": config["chapter"], "scale": config.get("scale", "book"), "grid": grid}
+        _check_specification(asked, "--config")
+        return [asked]
+    if "scale" in config:
+        raise RequestError("a file says its scales itself: leave scale out")
+    name = str(config["sweep"])
+    try:
+        found = read_yaml(root / name, name)
+    except OSError as error:
+        raise RequestError(f"{name}: {error.strerror}") from None
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    found = found if isinstance(found, list) else [found]
+    if not found:
+        raise RequestError(f"{name} asks for no run")
+    for one in found:
+        _check_specification(one, name)
+    return found
+
+
+def _values(name: str, value: Any) -> Any:
+    """A list where one was written, in brackets; a single value stays the text that it is."""
+    return parse_yaml(value, name) if isinstance(value, str) and value.lstrip().startswith("[") else value
 
 
 def planned_grids(chapter: str, scale: str, root: Path = ROOT) -> list[Mapping[str, Any]]:
@@ -162,9 +221,12 @@ def planned_grids(chapter: str, scale: str, root: Path = ROOT) -> list[Mapping[s
     Raises
     ------
     RequestError
-        Nothing is planned, or for claims that the ledger does not test at this scale; or runs made here and
-        now could not be archived, because the plan, or anything else, is not committed.
+        There is no such chapter; nothing is planned, or for claims that the ledger does not test at this
+        scale; or runs made here and now could not be archived, because the plan, or anything else, is not
+        committed.
     """
+    if chapter not in chapters(root):
+        raise RequestError(f"planned: unknown chapter {chapter!r}{suggest(str(chapter), chapters(root))}")
     try:
         planned = [one for one in load_plan(chapter, root) if one.scale == scale]
         claims = {claim.id: claim.entry(scale) for claim in load_ledger(chapter, root).claims}
@@ -191,8 +253,11 @@ def planned_grids(chapter: str, scale: str, root: Path = ROOT) -> list[Mapping[s
 
 
 def _check_specification(one: Any, name: str) -> None:
-    if not isinstance(one, Mapping) or "chapter" not in one:
+    if not isinstance(one, Mapping) or not one.get("chapter"):
         raise RequestError(f"{name}: expected {{chapter, scale, grid}}, or a list of them; got {one!r}")
+    for key in ("chapter", "scale"):
+        if not isinstance(one.get(key) or "", str):
+            raise RequestError(f"{name}: {key} must be a name, got {one[key]!r}")
     known = ("chapter", "scale", "grid")
     if unknown := sorted(map(str, set(one) - set(known))):
         raise RequestError(f"{name}: unknown key {unknown[0]!r}{suggest(unknown[0], known)}")
@@ -223,9 +288,11 @@ def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tupl
         yield chapter, scale, dict(zip(grid, combination, strict=True))
 
 
-def sweep(config: Mapping[str, Any], root: Path = ROOT) -> list[Job]:
+def sweep(config: Mapping[str, Any], root: Path = ROOT, *, fetch: bool = True) -> list[Job]:
     """The runs of a sweep, in the order of its grids; RequestError as `specifications` and `job`."""
-    return [job(*point, root) for one in specifications(config, root) for point in points(one, root)]
+    return [
+        job(*point, root, fetch=fetch) for one in specifications(config, root) for point in points(one, root)
+    ]
 
 
 def table_name(jobs: Sequence[Job], root: Path = ROOT) -> str:
@@ -238,9 +305,13 @@ def table_name(jobs: Sequence[Job], root: Path = ROOT) -> str:
 
 
 def write_table(jobs: Sequence[Job], path: Path, root: Path = ROOT) -> None:
-    """Verdicts of all runs of a sweep by today's ledger, a row per run and claim, as CSV."""
-    if not jobs:
-        raise RequestError("which sweep? --config chapter=… or sweep=FILE")
+    """Verdicts of all runs of a sweep by today's ledger, a row per run and claim, as CSV.
+
+    Raises
+    ------
+    RequestError
+        The evidence of a run is not there, or does not fit its ledger.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -251,7 +322,12 @@ def write_table(jobs: Sequence[Job], path: Path, root: Path = ROOT) -> None:
             raise RequestError(
                 f"{one.chapter}: {error}; run: python -m lib.run {one.arguments} --force"
             ) from None
-        start = (one.chapter, one.scale, Path(one.evidence).parent.name, json.dumps(one.overrides))
+        start = (
+            one.chapter,
+            one.scale,
+            Path(one.evidence).parent.name,
+            json.dumps(one.overrides, ensure_ascii=False),
+        )
         for claim in evidence.claims:
             effect = claim.interval
             ends = (effect.quantity_low, effect.quantity_high) if effect else ("", "")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from lib.runs.sweep import (
     table_name,
     write_table,
 )
+from lib.yaml_reader import parse_yaml
 
 
 def notebook(resources):
@@ -88,7 +90,7 @@ def test_a_grid_takes_every_combination_in_order(declared):
 
 def test_what_a_sweep_asks_for(tmp_path):
     asked = specifications({"chapter": "tiny", "scale": "smoke", "seeds": "[0]"})
-    assert asked == [{"chapter": "tiny", "scale": "smoke", "grid": {"seeds": "[0]"}}]
+    assert asked == [{"chapter": "tiny", "scale": "smoke", "grid": {"seeds": [0]}}]
     assert specifications({}) == specifications({"scale": "smoke"}) == []
     (tmp_path / "grid.yml").write_text("- {chapter: a}\n- {chapter: b, grid: {x: [1]}}\n")
     assert specifications({"sweep": "grid.yml"}, tmp_path) == [
@@ -105,6 +107,9 @@ def test_what_a_sweep_asks_for(tmp_path):
         ("", r"grid\.yml: expected .*; got None"),
         ("{chapter: a, grid: [1]}", r"grid\.yml: grid must map parameters to values, got \[1\]"),
         ("{scale: smoke}", r"grid\.yml: expected {chapter, scale, grid}"),
+        ("[]", r"grid\.yml asks for no run"),
+        ("{chapter: [a, b]}", r"grid\.yml: chapter must be a name, got \['a', 'b'\]"),
+        ("{chapter: a, scale: 3}", r"grid\.yml: scale must be a name, got 3"),
         ("a: [", r"grid\.yml, line 1: not YAML: "),
         ("{chapter: a, grid: {x: [1]}, grid: {x: [2]}}", r"grid\.yml, line 1: not YAML: 'grid' twice"),
         (None, r"grid\.yml: .*No such file"),
@@ -116,6 +121,50 @@ def test_a_file_that_asks_for_nothing_sensible_is_refused(tmp_path, content, mes
     with pytest.raises(RequestError, match=message) as caught:
         specifications({"sweep": "grid.yml"}, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scale": "smoke", "chaptr": "tiny"}, r"unknown key 'chaptr' \(did you mean 'chapter'\?\)"),
+        ({"sacle": "smoke"}, r"unknown key 'sacle' \(did you mean 'scale'\?\)"),
+        ({"chapter": "tiny", "sweep": "grid.yml"}, "chapter and sweep exclude each other"),
+        ({"sweep": "grid.yml", "seeds": "[0]"}, "unknown key 'seeds'"),
+        ({"sweep": "grid.yml", "scale": "smoke"}, "leave scale out"),
+        ({"planned": "tiny", "seeds": "[0]"}, "unknown key 'seeds'"),
+        ({"planned": ""}, r"planned: unknown chapter ''"),
+        ({"chapter": ""}, r"which chapter\?"),
+        ({"chapter": 3}, r"--config: chapter must be a name, got 3"),
+    ],
+)
+def test_a_command_line_that_asks_for_nothing_sensible_is_refused(tmp_path, config, message):
+    (tmp_path / "grid.yml").write_text("{chapter: a}")
+    with pytest.raises(RequestError, match=message):
+        specifications(config, tmp_path)
+
+
+def test_a_command_line_is_read_as_it_is_written(declared):
+    written = sweep.as_written(["chapter=tiny", "name=a: b: #c", "rate=1e-3", "seeds=[[0, 1], 2]"])
+    (asked,) = specifications(written)
+    assert [point[2] for point in points(asked)] == [
+        {"name": "a: b: #c", "rate": 1e-3, "seeds": [0, 1]},
+        {"name": "a: b: #c", "rate": 1e-3, "seeds": [2]},
+    ]
+    (asked,) = specifications(sweep.as_written(["chapter=tiny", "name=[010, no, 🙂]"]))
+    assert [point[2]["name"] for point in points(asked)] == ["010", "no", "🙂"]
+    with pytest.raises(RequestError, match="seeds is given twice"):
+        sweep.as_written(["seeds=[0]", "rate=1", "seeds=[1]"])
+
+
+def test_no_chapter_has_a_scale_that_does_not_exist():
+    with pytest.raises(RequestError, match=r"unknown scale 'smok' \(did you mean 'smoke'\?\)"):
+        sweep.every_chapter("smok")
+
+
+@pytest.mark.parametrize("value", [["🙂"], ["é", "\u2028", "\x7f\x85"], [1e-7, 2], {"a": 0.1}, True])
+def test_a_value_reaches_the_command_line_as_it_is(value):
+    *_, text, _, _ = shlex.split(Job("tiny", "smoke", {"x": value}).arguments)
+    assert parse_yaml(text, "x") == value
 
 
 def test_failures_name_every_run_that_is_not_there(tmp_path):
@@ -188,10 +237,7 @@ def test_a_table_has_a_row_per_run_and_claim(tmp_path, monkeypatch):
     assert (second["claim"], second["verdict"], second["mean"]) == ("E1", "exact", "")
 
 
-def test_a_table_of_nothing_and_of_what_does_not_fit_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(RequestError, match="which sweep"):
-        write_table([], tmp_path / "t.csv")
-
+def test_a_table_of_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     def refuse(path):
         raise ValueError("C1: expected the arms of x a, b; got a")
 
