@@ -64,11 +64,12 @@ class ChapterFailed(Exception):
 STEERING = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE")
 
 
-def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, str]:
+def kernel_environment(root: Path, threads: int, private: str) -> dict[str, str]:
     """Environment of the kernel: this process's own, less what would change results behind its back.
 
     ``PYTHONPATH`` starts with the repository, so that the chapter imports the ``lib`` that its fingerprint
-    names; a user's own start-up files and matplotlib backend are left out.
+    names. A user's own start-up files and settings of matplotlib are left out: what IPython and matplotlib
+    look for and write at home lies in a `private` folder, also where there is no home.
     """
     number = str(threads)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -77,7 +78,8 @@ def kernel_environment(root: Path, threads: int, ipython_dir: str) -> dict[str, 
         **{name: value for name, value in os.environ.items() if name not in (*STEERING, "PYTHONSTARTUP")},
         **dict.fromkeys(names, number),
         "COMPANION_RUN": "1",
-        "IPYTHONDIR": ipython_dir,
+        "IPYTHONDIR": private,
+        "MPLCONFIGDIR": private,
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or the debugger warns of frozen modules at every start
         "PYTHONHASHSEED": "0",
