@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from lib.data.dataset import DataSet
 from lib.data.packages import PackageFile
+from lib.ledger.provenance import git
 
 ROOT = Path(__file__).resolve().parents[1]
 # Written in parts, or this file would be the first to break its own rule.
@@ -38,11 +39,9 @@ def project() -> dict:
 
 
 def tracked() -> list[Path]:
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    names = git(ROOT, "ls-files", "-z")
+    if names is None:
+        pytest.skip("git does not say what is tracked: no checkout, or another user's (git's safe.directory)")
     return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -108,13 +107,33 @@ def test_ci_runs_the_commands_of_the_readme():
     readme = (ROOT / "README.md").read_text()
     for command in ("make test", "make book"):
         assert command in script and command in readme
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "\n.ci/harsh\n" in script
+    for name in ("run", "harsh"):
+        assert os.access(ROOT / ".ci" / name, os.X_OK)
     workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
     steps = workflow["jobs"]["book"]["steps"]
     assert ".ci/run" in [step.get("run") for step in steps]
     assert {"python-version": "3.11"}.items() <= next(
         s["with"] for s in steps if "python" in s.get("uses", "")
     ).items()
+
+
+def test_ci_looks_for_the_browsers_that_the_tests_look_for():
+    names = set(re.findall(r"type -P ([\w-]+)", (ROOT / ".ci/run").read_text()))
+    pages = (ROOT / "tests/book/test_pages.py").read_text()
+    (looked_for,) = re.findall(r"map\(shutil\.which, \((.*?)\)\)", pages)
+    assert names == set(re.findall(r'"(.*?)"', looked_for)) != set()
+
+
+def test_workflows_keep_no_token_on_the_disk_and_stop_no_deployment():
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        for job in workflow["jobs"].values():
+            checkouts = [step for step in job["steps"] if "actions/checkout@" in step.get("uses", "")]
+            assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+    book = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
+    assert book["concurrency"]["cancel-in-progress"] == "${{ github.ref != 'refs/heads/main' }}"
 
 
 def test_makefile_names_its_commands():
@@ -148,6 +167,59 @@ def test_make_refuses_another_python(name, version, tmp_path):
     assert done.returncode == 2
     assert "Python 3.11 is needed" in done.stderr and version in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+PYTHON = """#!/bin/sh
+case "$*" in
+  "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *"pip install"*) echo "user=$PIP_USER prefix=$PIP_PREFIX root=$PIP_ROOT target=$PIP_TARGET" ;;
+  *"import snakemake"*) exit "${ELSEWHERE:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """A function that calls `make install` with a Python that only says what it is asked for."""
+    for file in ("Makefile", "requirements.lock", "requirements-data.txt", "pyproject.toml"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def make(**environment):
+        command = ["make", "install", "PYTHON=./python"]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        environment = {**inherited, **environment}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return make
+
+
+def test_packages_go_where_make_looks_for_them(install, tmp_path):
+    """Clusters' settings of pip often say otherwise."""
+    settings = {"PIP_USER": "1", "PIP_PREFIX": "/p", "PIP_ROOT": "/r", "PIP_TARGET": "/t"}
+    elsewhere = install(**settings, ELSEWHERE="1")
+    assert elsewhere.returncode == 2 and "pip did not install into .venv" in elsewhere.stderr
+    assert not (tmp_path / ".venv/.installed").exists()
+    done = install(**settings)
+    assert done.stdout.splitlines()[-3:] == ["user=0 prefix= root= target="] * 3
+    assert "making .venv" not in done.stdout, "what was begun is gone on with"
+    assert "Nothing to be done" in install().stdout
+
+
+def test_an_environment_that_was_moved_or_lost_its_python_is_made_anew(install, tmp_path):
+    install()
+    written = tmp_path / ".venv/pyvenv.cfg"
+    written.write_text(f"command = python -m venv --clear {tmp_path.resolve()}/.venv\n")
+    assert "Nothing to be done" in install().stdout
+    written.write_text("command = python -m venv --clear /elsewhere/.venv\n")
+    assert "making .venv" in install().stdout
+    python = tmp_path / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3.11")
+    done = install()
+    assert "making .venv" in done.stdout and done.returncode == 0, done.stderr
 
 
 def test_no_file_names_a_registry_or_a_machine():

@@ -1,11 +1,15 @@
 """The batch, in a project with two tiny chapters: what runs again and what does not."""
 
 import csv
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -128,8 +132,36 @@ def test_a_grid_fans_out_as_separate_runs(batch):
     assert executed(batch, *asked) == []
     batch.write("grid.yml", "{chapter: one, scale: smoke, grid: {seeds: [1, [0, 1]]}}\n")
     assert len(planned(batch, "sweep", "--config", "sweep=grid.yml")) == 1, "seed 1 was run before"
+    written = ["chapter=one", "scale=smoke", "value=010"]
+    assert executed(batch, "sweep", "--config", *written, code=1) == [], "010 is no number, and not 10"
+    assert "parameter value must be float, got '010' (str)" in batch.last.stderr
     assert executed(batch, "sweep", "--config", "chapter=one", "sede=[0]", code=1) == []
-    assert "sweep: one: unknown parameter 'sede' (did you mean 'seeds'?)" in batch.last.stderr
+    assert "snakemake: one: unknown parameter 'sede' (did you mean 'seeds'?)" in batch.last.stderr
+
+
+def test_a_batch_works_in_a_folder_with_an_odd_name_and_without_a_home(batch):
+    """The environment lies in the checkout, so its Python has the folder's name, too."""
+    root = batch.root.rename(batch.root.with_name('it\'s a "new" (копия) $HOME'))
+    environment = root / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin/python").symlink_to(sys.executable)
+    (environment / "pyvenv.cfg").write_bytes((Path(sys.prefix) / "pyvenv.cfg").read_bytes())
+    (environment / "lib").symlink_to(Path(sys.prefix) / "lib")
+    done = subprocess.run(
+        [environment / "bin/python", "-m", "snakemake", "sweep", "--config", "chapter=one", "value=[4, 5.0]"],
+        cwd=root,
+        env={"PATH": os.defpath, "HOME": "/proc/nowhere", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = (root / "runs/sweeps").glob("*.csv")
+    assert len(table.read_text().splitlines()) == 3
+    executed = [json.loads(path.read_text()) for path in root.glob("runs/book/one/*/notebook.ipynb")]
+    outputs = [
+        output for notebook in executed for cell in notebook["cells"] for output in cell.get("outputs", [])
+    ]
+    assert len(executed) == 2 and "stderr" not in [output.get("name") for output in outputs]
 
 
 def test_a_killed_batch_starts_again(batch):
@@ -184,6 +216,6 @@ def test_a_killed_run_is_named_with_its_command(batch):
 
 
 def test_a_sweep_without_a_request_says_so(batch):
-    done = batch.run("snakemake", "sweep")
+    done = batch.run("snakemake", "sweep", "-n")
     assert done.returncode == 1
-    assert "which sweep? --config chapter=… or sweep=FILE" in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("snakemake: which sweep? --config chapter=… or sweep=FILE")

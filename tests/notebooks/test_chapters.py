@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -302,15 +301,6 @@ def test_text_holds_no_outputs(chapter):
     assert not re.search(rf"[A-Za-z0-9+/]{{{CHARACTERS}}}", text(chapter))
     for cell in code(chapter):
         assert not cell.outputs and cell.execution_count is None
-
-
-def test_no_notebook_is_tracked():
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert listed.stdout == ""
 
 
 def is_within_budget(seconds: float, again: Callable[[], float], template: Callable[[], float]) -> bool:
