@@ -87,12 +87,13 @@ def done(command: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
 
 def filled_in(command: str, folder: Path) -> str:
     """A command with something real for what the reader is to put there."""
-    kept = next(ROOT.glob("book/archive/*/*/evidence.json")).parent
+    kept = next(ROOT.glob("book/archive/meantime/long-*"))
     (folder / "authors.pth").touch()
     command = re.sub(r"\S+\.pth", shlex.quote(str(folder / "authors.pth")), command)
     grid = folder / "grid.yml"
     grid.write_text("{chapter: template, scale: smoke, grid: {seeds: [0, 1]}}\n")
-    for name, value in {"FOLDER": kept, "grid.yml": grid, "<id>": "meantime", "<date>": "2026-11-26"}.items():
+    real = {"FOLDER": kept, "grid.yml": grid, "<id>": "meantime", "/path/to/pictures": folder}
+    for name, value in (real | {"<date>": kept.name.removeprefix("long-")}).items():
         command = command.replace(name, shlex.quote(str(value)))
     return command
 
