@@ -69,12 +69,10 @@ class ImpressionLog:
         Rows of `articles`.
     clicked : array (N,) bool
         Which candidates were clicked.
-    history_offsets : array (G+1,) int64
-        Articles of history g are ``history_offsets[g]:history_offsets[g+1]``.
     history : array (M,) int32
-        Rows of `articles`, oldest first.
-    history_of : array (I,) int64
-        Which history an impression has; many may share one.
+        Rows of `articles`, a user's clicks oldest first.
+    history_begin, history_end : array (I,) int64
+        The clicks before impression i are ``history[history_begin[i]:history_end[i]]``; parts may overlap.
     articles : Articles
         What was shown.
     """
@@ -84,9 +82,9 @@ class ImpressionLog:
     offsets: np.ndarray
     candidate: np.ndarray
     clicked: np.ndarray
-    history_offsets: np.ndarray
     history: np.ndarray
-    history_of: np.ndarray
+    history_begin: np.ndarray
+    history_end: np.ndarray
     articles: Articles
 
     def __post_init__(self) -> None:
@@ -100,7 +98,7 @@ class ImpressionLog:
             i = int(np.argmax(np.diff(self.time) < 0)) + 1
             raise ValueError(f"impressions must be in the order of time, and impression {i} is earlier")
         shapes = {"candidate": self.offsets[-1], "clicked": self.offsets[-1]}
-        shapes |= {"user": len(self), "history_of": len(self), "history": self.history_offsets[-1]}
+        shapes |= dict.fromkeys(("user", "history_begin", "history_end"), len(self))
         for name, length in shapes.items():
             if getattr(self, name).shape != (length,):
                 raise ValueError(f"{name} must be ({length},), got {getattr(self, name).shape}")
@@ -110,11 +108,9 @@ class ImpressionLog:
             rows = getattr(self, name)
             if len(rows) and not 1 <= rows.min() <= rows.max() <= len(self.articles):
                 raise ValueError(f"{name} must be rows 1..{len(self.articles)} of the articles")
-        if (
-            len(self)
-            and not 0 <= self.history_of.min() <= self.history_of.max() < len(self.history_offsets) - 1
-        ):
-            raise ValueError(f"history_of must be 0..{len(self.history_offsets) - 2}")
+        begin, end = self.history_begin, self.history_end
+        if (begin < 0).any() or (end < begin).any() or (end > len(self.history)).any():
+            raise ValueError(f"histories must be parts of 0..{len(self.history)}, begin before end")
 
     def __len__(self) -> int:
         """Impressions."""
@@ -143,9 +139,9 @@ class ImpressionLog:
             offsets=self.offsets[first : last + 1] - begin,
             candidate=self.candidate[begin:end],
             clicked=self.clicked[begin:end],
-            history_offsets=self.history_offsets,
             history=self.history,
-            history_of=self.history_of[first:last],
+            history_begin=self.history_begin[first:last],
+            history_end=self.history_end[first:last],
             articles=self.articles,
         )
 
@@ -161,9 +157,8 @@ class ImpressionLog:
         -------
         array (B, length) int64
         """
-        group = self.history_of[impressions]
-        end = self.history_offsets[group + 1]
-        begin = np.maximum(self.history_offsets[group], end - length)
+        end = self.history_end[impressions]
+        begin = np.maximum(self.history_begin[impressions], end - length)
         places = begin[:, None] + np.arange(length)
         there = places < end[:, None]
         if not len(self.history):

@@ -37,9 +37,9 @@ def log_of(seed: int, impressions: int = 40, count: int = 8, days: float = 0.01,
         offsets=np.append(0, np.cumsum(sizes)),
         candidate=np.concatenate(shown).astype(np.int32),
         clicked=draw.random(sizes.sum()) < rate,
-        history_offsets=np.array([0, 0]),
         history=np.zeros(0, np.int32),
-        history_of=np.zeros(impressions, np.int64),
+        history_begin=np.zeros(impressions, np.int64),
+        history_end=np.zeros(impressions, np.int64),
         articles=articles(count),
     )
 
@@ -184,7 +184,7 @@ def test_bad_buckets_are_refused():
         ({"time": np.arange(40)[::-1]}, "in the order of time, and impression 1 is earlier"),
         ({"clicked": np.zeros(3, bool)}, "clicked must be"),
         ({"user": np.zeros(3)}, r"user must be \(40,\), got \(3,\)"),
-        ({"history_of": np.ones(40, np.int64)}, "history_of must be 0..0"),
+        ({"history_end": np.ones(40, np.int64)}, "histories must be parts of 0..0"),
     ],
 )
 def test_what_is_no_log_is_refused(change, message):
@@ -197,9 +197,9 @@ def test_what_is_no_log_is_refused(change, message):
 def test_the_latest_of_a_history_fill_from_the_left():
     log = replace(
         log_of(0, impressions=3),
-        history_offsets=np.array([0, 0, 2, 6]),
         history=np.array([1, 2, 3, 4, 5, 6], np.int32),
-        history_of=np.array([0, 1, 2]),
+        history_begin=np.array([0, 0, 2]),
+        history_end=np.array([0, 2, 6]),
     )
     assert log.recent_history(np.array([2, 1, 0]), 3).tolist() == [[4, 5, 6], [1, 2, -1], [-1, -1, -1]]
     assert log_of(0).recent_history(np.array([0]), 2).tolist() == [[-1, -1]]
