@@ -1,0 +1,183 @@
+"""Contextual features in news recommenders: a simple module beside any content model, and PP-Rec.
+
+The simple module (`ContextualScorer`, `WithContext`) is ours, after the abstract of Cho et al. 2021 (arXiv
+2112.14370), which says that theirs is simple and no more. PP-Rec: Qi et al., "PP-Rec: News Recommendation
+with Personalized User Interest and Time-aware News Popularity", ACL 2021 (arXiv 2106.01300), after its
+program (github.com/taoqi98/PP-Rec, MIT licence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib.models.recommenders.dot_product_attention import blocked_logit
+from lib.models.recommenders.news import (
+    Batch,
+    MultiHeadSelfAttention,
+    NewsRecommender,
+    clicked_first_loss,
+)
+
+
+class ContextualScorer(nn.Module):
+    """Scores from contextual features alone: no user, no text. O(1) per candidate.
+
+    Each feature's bucket has an embedding; a network with one hidden layer makes a number of them.
+    Reads ``context`` (B, C, F) int64, the buckets of `lib.data.news_context.Buckets`, and ``candidates``.
+
+    Parameters
+    ----------
+    num_buckets : sequence of int
+        Of each of the F features.
+    embedding_size, hidden_size : int
+    """
+
+    def __init__(
+        self, num_buckets: Sequence[int], *, embedding_size: int = 16, hidden_size: int = 32
+    ) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_size) for size in num_buckets)
+        self.hidden = nn.Linear(len(num_buckets) * embedding_size, hidden_size)
+        self.output = nn.Linear(hidden_size, 1)
+
+    def embed(self, context: Tensor) -> Tensor:
+        """(B, C, F) buckets to (B, C, F·E)."""
+        columns = context.unbind(-1)
+        return torch.cat([table(column) for table, column in zip(self.embeddings, columns, strict=True)], -1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores (B, C); −∞ where there is no candidate."""
+        scores = self.output(torch.relu(self.hidden(self.embed(batch["context"])))).squeeze(-1)
+        return scores.masked_fill(batch["candidates"] < 0, -torch.inf)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """As of `NewsRecommender`."""
+        return clicked_first_loss(self(batch))
+
+
+class WithContext(nn.Module):
+    """A content model whose scores a `ContextualScorer` adds to: s(u, c) + s(context of c).
+
+    The addition cannot change how users or articles are encoded. With the scorer's output weights at 0 it is
+    the content model.
+    """
+
+    def __init__(self, content: NewsRecommender, context: ContextualScorer) -> None:
+        super().__init__()
+        self.content, self.context = content, context
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores (B, C); −∞ where there is no candidate."""
+        return self.content(batch) + self.context(batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """As of `NewsRecommender`."""
+        return clicked_first_loss(self(batch))
+
+
+class PPRec(nn.Module):
+    """PP-Rec: popularity predicted from content, recency and click-through rate, in scores and in the user.
+
+    Score = η·⟨u, n⟩ + (1 − η)·(w·ctr + p) with
+
+    * p = (1 − g)·MLP(n′) + g·MLP(recency), g = σ(MLP[n′; recency]), n′ from an encoder of its own,
+    * u: self-attention over the clicked articles, pooled by a query of the article and its popularity,
+    * η = σ(MLP(u)).
+
+    Reads what the encoders read, ``candidates``, ``history``, and
+
+    * ``ctr`` (B, C) and ``history_ctr`` (B, H): click-through rates in 0…1,
+    * ``age`` (B, C): hours since publication.
+
+    Against the program: any encoder of articles, so that it can be compared at equal text (there: words and
+    entities that attend to each other, 400-d); age is in hours on both sides (there publication is counted in
+    minutes and the impression in hours, so that nearly all ages are clipped to 0); rates are those of the
+    caller's regime (there of the previous hour).
+
+    Parameters
+    ----------
+    encoder, popularity_encoder : NewsRecommender
+        Of which `encode_news` is used; not shared.
+    size : int
+        D, length of their articles' vectors.
+    num_heads : int
+        Of the users' self-attention; divides ``size``. 20 in the program.
+    hidden_sizes : sequence of int
+        Of the popularity from content; (256, 256, 128) there.
+    ctr_levels, recency_levels, recency_size : int
+        Rows of the tables of clicked articles' rates, and of ages in steps of two hours; 200, 1500 and 100
+        there.
+    """
+
+    def __init__(
+        self,
+        encoder: NewsRecommender,
+        popularity_encoder: NewsRecommender,
+        size: int,
+        *,
+        num_heads: int = 20,
+        hidden_sizes: Sequence[int] = (256, 256, 128),
+        ctr_levels: int = 200,
+        recency_levels: int = 1500,
+        recency_size: int = 100,
+    ) -> None:
+        super().__init__()
+        if size % num_heads:
+            raise ValueError(
+                f"num_heads must divide {size}, the length of an article's vector, got {num_heads}"
+            )
+        self.encoder, self.popularity_encoder = encoder, popularity_encoder
+        self.content_popularity = _tanh_network(size, hidden_sizes, bias=False)
+        self.recency_embedding = nn.Embedding(recency_levels, recency_size)
+        self.recency_popularity = _tanh_network(recency_size, (64, 64))
+        self.popularity_gate = _tanh_network(size + recency_size, (128, 64))
+        self.ctr_weight = nn.Parameter(torch.tensor(19.0))  # as it begins in the program
+        self.ctr_embedding = nn.Embedding(ctr_levels, size)
+        self.user_self_attention = MultiHeadSelfAttention(size, num_heads, size // num_heads)
+        self.pooling = _tanh_network(2 * size, (size,), bias=False)
+        self.personal_gate = _tanh_network(size, (128, 64))
+
+    def encode_user(self, clicked: Tensor, known: Tensor, ctr: Tensor) -> Tensor:
+        """Users (B, D) from their articles (B, H, D) and these articles' rates (B, H); 0 for no click."""
+        attended = self.user_self_attention(clicked, known)
+        level = (
+            (ctr * self.ctr_embedding.num_embeddings).long().clamp(0, self.ctr_embedding.num_embeddings - 1)
+        )
+        logits = self.pooling(torch.cat([attended, self.ctr_embedding(level)], -1)).squeeze(-1)
+        weights = torch.softmax(logits.masked_fill(~known, blocked_logit(logits.dtype)), -1) * known
+        return (weights.unsqueeze(-2) @ attended).squeeze(-2)
+
+    def popularity(self, batch: Batch) -> Tensor:
+        """Predicted popularity of the candidates without their rates, (B, C)."""
+        news = self.popularity_encoder.encode_news(batch)[batch["candidates"].clamp(min=0)]
+        level = (batch["age"] // 2).long().clamp(0, self.recency_embedding.num_embeddings - 1)
+        recency = self.recency_embedding(level)
+        gate = torch.sigmoid(self.popularity_gate(torch.cat([news, recency], -1)))
+        predicted = (1 - gate) * self.content_popularity(news) + gate * self.recency_popularity(recency)
+        return predicted.squeeze(-1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores (B, C); −∞ where there is no candidate."""
+        news = self.encoder.encode_news(batch)
+        history, candidates = batch["history"], batch["candidates"]
+        user = self.encode_user(news[history.clamp(min=0)], history >= 0, batch["history_ctr"])
+        personal = (news[candidates.clamp(min=0)] @ user.unsqueeze(-1)).squeeze(-1)
+        share = torch.sigmoid(self.personal_gate(user))
+        scores = share * personal + (1 - share) * (self.ctr_weight * batch["ctr"] + self.popularity(batch))
+        return scores.masked_fill(candidates < 0, -torch.inf)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """As of `NewsRecommender`."""
+        return clicked_first_loss(self(batch))
+
+
+def _tanh_network(size: int, hidden_sizes: Sequence[int], *, bias: bool = True) -> nn.Sequential:
+    """Linear and tanh layers to one number; ``bias`` is of the last."""
+    layers: list[nn.Module] = []
+    for hidden in hidden_sizes:
+        layers += [nn.Linear(size, hidden), nn.Tanh()]
+        size = hidden
+    return nn.Sequential(*layers, nn.Linear(size, 1, bias=bias))
