@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.authors import Source, read_state_dict, require_fit
+from lib.models.authors import Source, opened, read_state_dict, require_fit
 from lib.models.recommenders.dot_product_attention import blocked_logit, merge_heads, split_heads
 
 Batch = Mapping[str, Tensor]
@@ -196,17 +196,18 @@ class NRMS(NewsRecommender):
             "user_encoder.multihead_self_attention": "user_self_attention",
             "user_encoder.additive_attention": "user_attention",
         }
-        state = _renamed(source, names)
-        words, word_size = _table(state, "word_embedding.weight")
-        size = _table(state, "title_self_attention.W_Q.weight")[0]
-        if size % num_heads:
-            raise ValueError(
-                f"num_heads must divide {size}, the length of an article's vector, got {num_heads}"
-            )
-        query_size = len(state.get("title_attention.attention_query_vector", ()))
-        sizes = {"word_size": word_size, "num_heads": num_heads, "head_size": size // num_heads}
-        network = cls(words - 1, **sizes, query_size=query_size, mask_words=False)
-        return _load(network, state, "NRMS checkpoint")
+        with opened(source) as held:
+            state = _renamed(held, names)
+            words, word_size = _table(state, "word_embedding.weight")
+            size = _table(state, "title_self_attention.W_Q.weight")[0]
+            if size % num_heads:
+                raise ValueError(
+                    f"num_heads must divide {size}, the length of an article's vector, got {num_heads}"
+                )
+            query_size = len(state.get("title_attention.attention_query_vector", ()))
+            sizes = {"word_size": word_size, "num_heads": num_heads, "head_size": size // num_heads}
+            network = cls(words - 1, **sizes, query_size=query_size, mask_words=False)
+            return _load(network, state, "NRMS checkpoint")
 
 
 class NAML(NewsRecommender):
@@ -284,21 +285,22 @@ class NAML(NewsRecommender):
             "news_encoder.final_attention": "view_attention",
             "user_encoder.additive_attention": "user_attention",
         }
-        state = _renamed(source, names)
-        words, word_size = _table(state, "word_embedding.weight")
-        categories, category_size = _table(state, "category_embedding.weight")
-        filters, _, window = _squeeze_convolutions(state, "texts.title.CNN.weight")
-        network = cls(
-            words - 1,
-            categories - 1,
-            word_size=word_size,
-            filters=filters,
-            window=window,
-            category_size=category_size,
-            query_size=len(state.get("view_attention.attention_query_vector", ())),
-            mask_words=False,
-        )
-        return _load(network, state, "NAML checkpoint")
+        with opened(source) as held:
+            state = _renamed(held, names)
+            words, word_size = _table(state, "word_embedding.weight")
+            categories, category_size = _table(state, "category_embedding.weight")
+            filters, _, window = _squeeze_convolutions(state, "texts.title.CNN.weight")
+            network = cls(
+                words - 1,
+                categories - 1,
+                word_size=word_size,
+                filters=filters,
+                window=window,
+                category_size=category_size,
+                query_size=len(state.get("view_attention.attention_query_vector", ())),
+                mask_words=False,
+            )
+            return _load(network, state, "NAML checkpoint")
 
 
 class LSTUR(NewsRecommender):
@@ -381,22 +383,23 @@ class LSTUR(NewsRecommender):
             "user_encoder.gru": "gru",
             "user_embedding": "user_embedding",
         }
-        state = _renamed(source, names)
-        words, word_size = _table(state, "word_embedding.weight")
-        categories, _ = _table(state, "category_embedding.weight")
-        users, _ = _table(state, "user_embedding.weight")
-        filters, _, window = _squeeze_convolutions(state, "title.CNN.weight")
-        network = cls(
-            words - 1,
-            categories - 1,
-            users - 1,
-            word_size=word_size,
-            filters=filters,
-            window=window,
-            query_size=len(state.get("title.additive_attention.attention_query_vector", ())),
-            mask_words=False,
-        )
-        return _load(network, state, "LSTUR checkpoint")
+        with opened(source) as held:
+            state = _renamed(held, names)
+            words, word_size = _table(state, "word_embedding.weight")
+            categories, _ = _table(state, "category_embedding.weight")
+            users, _ = _table(state, "user_embedding.weight")
+            filters, _, window = _squeeze_convolutions(state, "title.CNN.weight")
+            network = cls(
+                words - 1,
+                categories - 1,
+                users - 1,
+                word_size=word_size,
+                filters=filters,
+                window=window,
+                query_size=len(state.get("title.additive_attention.attention_query_vector", ())),
+                mask_words=False,
+            )
+            return _load(network, state, "LSTUR checkpoint")
 
 
 def word_table(num_words: int, word_size: int, word_vectors: Tensor | None) -> nn.Embedding:
@@ -423,7 +426,7 @@ def known_words(tokens: Tensor, mask_words: bool) -> Tensor | None:
 # --- checkpoints in the layout of yusanshi/news-recommendation ---------------------------------------------
 
 
-def _renamed(source: Source, names: Mapping[str, str]) -> dict[str, Tensor]:
+def _renamed(held: object, names: Mapping[str, str]) -> dict[str, Tensor]:
     """A state dict under this module's names; what has none keeps its own, and is refused on loading.
 
     Raises
@@ -432,7 +435,7 @@ def _renamed(source: Source, names: Mapping[str, str]) -> dict[str, Tensor]:
         Two names of one tensor (a shared table) hold different values.
     """
     state = {}
-    for key, value in read_state_dict(source, wrappers=("model_state_dict",)).items():
+    for key, value in read_state_dict(held, wrappers=("model_state_dict",)).items():
         prefix = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
         own = key if prefix is None else names[prefix] + key.removeprefix(prefix)
         if own in state and not torch.equal(state[own], value):
@@ -458,6 +461,6 @@ def _squeeze_convolutions(state: dict[str, Tensor], key: str) -> tuple[int, int,
 
 
 def _load(network: NewsRecommender, state: Mapping[str, Tensor], whose: str) -> NewsRecommender:
-    require_fit(state, network, whose)
+    require_fit(state, network.state_dict(), whose)
     network.load_state_dict(dict(state))
     return network.eval()
