@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.models.authors import Source, opened, read_state_dict, require_fit
+from lib.models.authors import Source, opened, require_fit
 from lib.models.recommenders.dot_product_attention import blocked_logit, merge_heads, split_heads
+from lib.models.recommenders.news_checkpoints import convolutions_over_words, renamed, table_shape
 
 Batch = Mapping[str, Tensor]
 
@@ -197,9 +198,9 @@ class NRMS(NewsRecommender):
             "user_encoder.additive_attention": "user_attention",
         }
         with opened(source) as held:
-            state = _renamed(held, names)
-            words, word_size = _table(state, "word_embedding.weight")
-            size = _table(state, "title_self_attention.W_Q.weight")[0]
+            state = renamed(held, names)
+            words, word_size = table_shape(state, "word_embedding.weight")
+            size = table_shape(state, "title_self_attention.W_Q.weight")[0]
             if size % num_heads:
                 raise ValueError(
                     f"num_heads must divide {size}, the length of an article's vector, got {num_heads}"
@@ -286,10 +287,10 @@ class NAML(NewsRecommender):
             "user_encoder.additive_attention": "user_attention",
         }
         with opened(source) as held:
-            state = _renamed(held, names)
-            words, word_size = _table(state, "word_embedding.weight")
-            categories, category_size = _table(state, "category_embedding.weight")
-            filters, _, window = _squeeze_convolutions(state, "texts.title.CNN.weight")
+            state = renamed(held, names)
+            words, word_size = table_shape(state, "word_embedding.weight")
+            categories, category_size = table_shape(state, "category_embedding.weight")
+            filters, _, window = convolutions_over_words(state, "texts.title.CNN.weight")
             network = cls(
                 words - 1,
                 categories - 1,
@@ -384,11 +385,11 @@ class LSTUR(NewsRecommender):
             "user_embedding": "user_embedding",
         }
         with opened(source) as held:
-            state = _renamed(held, names)
-            words, word_size = _table(state, "word_embedding.weight")
-            categories, _ = _table(state, "category_embedding.weight")
-            users, _ = _table(state, "user_embedding.weight")
-            filters, _, window = _squeeze_convolutions(state, "title.CNN.weight")
+            state = renamed(held, names)
+            words, word_size = table_shape(state, "word_embedding.weight")
+            categories, _ = table_shape(state, "category_embedding.weight")
+            users, _ = table_shape(state, "user_embedding.weight")
+            filters, _, window = convolutions_over_words(state, "title.CNN.weight")
             network = cls(
                 words - 1,
                 categories - 1,
@@ -421,43 +422,6 @@ def word_table(num_words: int, word_size: int, word_vectors: Tensor | None) -> n
 def known_words(tokens: Tensor, mask_words: bool) -> Tensor | None:
     """Which of (n, L) tokens are words; None if padding takes part."""
     return tokens != 0 if mask_words else None
-
-
-# --- checkpoints in the layout of yusanshi/news-recommendation ---------------------------------------------
-
-
-def _renamed(held: object, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """A state dict under this module's names; what has none keeps its own, and is refused on loading.
-
-    Raises
-    ------
-    ValueError
-        Two names of one tensor (a shared table) hold different values.
-    """
-    state = {}
-    for key, value in read_state_dict(held, wrappers=("model_state_dict",)).items():
-        prefix = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
-        own = key if prefix is None else names[prefix] + key.removeprefix(prefix)
-        if own in state and not torch.equal(state[own], value):
-            raise ValueError(f"{key} is not the table that it shares with another part")
-        state[own] = value
-    return state
-
-
-def _table(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
-    if key not in state or state[key].ndim != 2:
-        raise ValueError(f"this is no checkpoint of the kind: there is no matrix {key}")
-    return tuple(state[key].shape)
-
-
-def _squeeze_convolutions(state: dict[str, Tensor], key: str) -> tuple[int, int, int]:
-    """Convolutions over (word, embedding) planes, (filters, 1, window, size), as ones over words."""
-    for name, value in state.items():
-        if name.endswith("CNN.weight") and value.ndim == 4 and value.shape[1] == 1:
-            state[name] = value.squeeze(1).mT.contiguous()
-    if key not in state or state[key].ndim != 3:
-        raise ValueError(f"this is no checkpoint of the kind: there is no convolution {key}")
-    return tuple(state[key].shape)
 
 
 def _load(network: NewsRecommender, state: Mapping[str, Tensor], whose: str) -> NewsRecommender:
