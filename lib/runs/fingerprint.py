@@ -35,7 +35,7 @@ from nbformat import NotebookNode
 import lib
 from lib.files import ROOT, file_hash, syntax_digest
 from lib.ledger.schema import load_ledger
-from lib.runs.parameters import PLACES, RequestError, read_parameters, suggest
+from lib.runs.parameters import PLACES, Parameter, RequestError, read_parameters, suggest
 
 #: Rooms that produce no numbers, but for `METHOD`.
 PRESENTATION = ("lib.run", "lib.runs", "lib.chapter", "lib.ledger")
@@ -234,7 +234,7 @@ def _digest(path: Path, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{file_hash(path, algorithm)}"
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """Content of a file, or of all files in a folder with their names."""
     if not path.is_dir():
         return _digest(path)
@@ -389,6 +389,14 @@ def measurement_parts(
     RequestError
         As `method_modules` and `data_sources`; there is no ledger, or a malformed one.
     """
+    shared = shared_parts(chapter, scale, notebook, parameters, root, fetch)
+    return shared | named_parts(read_parameters(notebook, chapter), parameters, root)
+
+
+def shared_parts(
+    chapter: str, scale: str, notebook: NotebookNode, parameters: Mapping[str, Any], root: Path, fetch: bool
+) -> dict[str, Any]:
+    """Those of `measurement_parts` that runs share whose data sources and ``data_dir`` are the same."""
     sources = data_sources(notebook, parameters)
     modules = method_modules(notebook, root, sources)
     code = {name: path.read_text(encoding="utf-8-sig") for name, path in modules.items()}
@@ -402,11 +410,22 @@ def measurement_parts(
             parts[f"data {source}"] = " ".join(_data_digests(source, root / parameters["data_dir"], fetch))
         except (AttributeError, RuntimeError, OSError) as error:
             raise RequestError(f"data source {source}: {error}") from error
-    # A folder only where one is meant: `book` is a scale, too.
-    folders = [name for name, one in read_parameters(notebook, chapter).items() if "folder" in one.domain]
+    return parts
+
+
+def named_parts(
+    declared: Mapping[str, Parameter],
+    parameters: Mapping[str, Any],
+    root: Path,
+    read: Callable[[Path], str] = content,
+) -> dict[str, Any]:
+    """Those of `measurement_parts` that parameters name: files, and folders where one is declared."""
+    parts = {}
     for name, value in parameters.items():
         if name in PLACES or not isinstance(value, str) or not value:
             continue
-        if os.path.isfile(root / value) or (name in folders and os.path.isdir(root / value)):
-            parts[f"parameter {name}"] = _content(root / value)
+        # A folder only where one is meant: `book` is a scale, too.
+        folder = "folder" in declared[name].domain and os.path.isdir(root / value)
+        if folder or os.path.isfile(root / value):
+            parts[f"parameter {name}"] = read(root / value)
     return parts

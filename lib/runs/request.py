@@ -8,8 +8,9 @@ writes a file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ from nbformat import NotebookNode
 from lib.files import ROOT
 from lib.listing import one_line
 from lib.runs.domains import PATHS
-from lib.runs.fingerprint import identity, measurement_parts, method_identity
+from lib.runs.fingerprint import (
+    content,
+    data_sources,
+    identity,
+    method_identity,
+    named_parts,
+    shared_parts,
+)
 from lib.runs.parameters import (
     PLACES,
     SCALES,
@@ -138,23 +146,44 @@ def resolve(
         Unknown chapter, scale or parameter (with the nearest known name), a wrong type, or a value that the
         chapter does not allow.
     """
+    (request,) = resolve_all(chapter, scale, [overrides or {}], root, fetch=fetch)
+    return request
+
+
+def resolve_all(
+    chapter: str,
+    scale: str,
+    points: Iterable[Mapping[str, Any]],
+    root: Path | None = None,
+    *,
+    fetch: bool = False,
+) -> list[Request]:
+    """As `resolve`, for several overrides: chapter, method and data are read once for all of them."""
     root = (root or ROOT).resolve()
     notebook = read_chapter(chapter, root)
     if scale not in SCALES:
         raise RequestError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     declared = read_parameters(notebook, f"notebooks/{chapter}.md")
-    parameters = {name: parameter.default for name, parameter in declared.items()}
+    usual = {name: parameter.default for name, parameter in declared.items()}
     if scale != "book":
-        parameters |= _scale_overrides(chapter, scale, declared, root)
-    for name, instead in {"scale": "--scale", "run_dir": "--out"}.items():
-        if name in (overrides or {}):
-            raise RequestError(f"parameter {name} is set by {instead}")
-    parameters |= override(declared, overrides or {}, chapter)
-    parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
-    del parameters["run_dir"]
-    parts = measurement_parts(chapter, scale, notebook, parameters, root, fetch)
-    fingerprint, method = identity(chapter, parameters, parts), method_identity(parts)
-    return Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method)
+        usual |= _scale_overrides(chapter, scale, declared, root)
+    shared: dict[tuple[object, ...], dict[str, Any]] = {}  # by what of them depends on parameters
+    content_once = cache(content)
+    requests = []
+    for overrides in points:
+        for name, instead in {"scale": "--scale", "run_dir": "--out"}.items():
+            if name in overrides:
+                raise RequestError(f"parameter {name} is set by {instead}")
+        parameters = usual | override(declared, overrides, chapter)
+        parameters |= {"scale": scale, "data_dir": str((root / parameters["data_dir"]).resolve())}
+        del parameters["run_dir"]
+        read = (data_sources(notebook, parameters), parameters["data_dir"])
+        if read not in shared:
+            shared[read] = shared_parts(chapter, scale, notebook, parameters, root, fetch)
+        parts = shared[read] | named_parts(declared, parameters, root, content_once)
+        fingerprint, method = identity(chapter, parameters, parts), method_identity(parts)
+        requests.append(Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method))
+    return requests
 
 
 def refuse_absent(request: Request, names: Collection[str]) -> None:

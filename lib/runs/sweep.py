@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lib.ledger.evidence import Evidence
 from lib.ledger.provenance import git_state
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import SCALES, RequestError, read_parameters, suggest
-from lib.runs.request import chapters, read_chapter, resolve
+from lib.runs.request import chapters, read_chapter, resolve_all
 from lib.yaml_reader import parse_yaml, read_yaml
 
 COLUMNS = ("chapter", "scale", "run", "parameters", "claim", "verdict", "mean", "low", "high")
@@ -105,13 +105,18 @@ def _as_yaml(value: Any) -> str:
     return text if text.isprintable() else json.dumps(value)
 
 
-def job(
-    chapter: str, scale: str, overrides: Mapping[str, Any], root: Path = ROOT, *, fetch: bool = True
-) -> Job:
-    """A run of a batch; `fetch` and RequestError as `lib.runs.request.resolve`."""
-    request = resolve(chapter, scale, overrides, root, fetch=fetch)
-    evidence = (request.folder / "evidence.json").relative_to(request.root).as_posix()
-    return Job(chapter, scale, dict(overrides), evidence, Resources.of(request.notebook, scale))
+def jobs_of(
+    chapter: str, scale: str, points: Sequence[Mapping[str, Any]], root: Path = ROOT, *, fetch: bool = True
+) -> list[Job]:
+    """A run for each of several overrides; `fetch` and RequestError as `lib.runs.request.resolve`."""
+    made = []
+    for overrides, request in zip(
+        points, resolve_all(chapter, scale, points, root, fetch=fetch), strict=True
+    ):
+        evidence = (request.folder / "evidence.json").relative_to(request.root).as_posix()
+        resources = Resources.of(request.notebook, scale)
+        made.append(Job(chapter, scale, dict(overrides), evidence, resources))
+    return made
 
 
 def every_chapter(scale: str, root: Path = ROOT, *, fetch: bool = True) -> list[Job]:
@@ -127,7 +132,7 @@ def every_chapter(scale: str, root: Path = ROOT, *, fetch: bool = True) -> list[
     jobs = []
     for chapter in chapters(root):
         try:
-            jobs.append(job(chapter, scale, {}, root, fetch=fetch))
+            jobs += jobs_of(chapter, scale, [{}], root, fetch=fetch)
         except RequestError as error:
             evidence = f"runs/{scale}/{chapter}/refused/evidence.json"
             jobs.append(Job(chapter, scale, evidence=evidence, refused=f"{chapter}: {error}"))
@@ -265,13 +270,13 @@ def _check_specification(one: Any, name: str) -> None:
         raise RequestError(f"{name}: grid must map parameters to values, got {one['grid']!r}")
 
 
-def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The points of one grid, as chapter, scale and overrides.
+def points(specification: Mapping[str, Any], root: Path = ROOT) -> list[dict[str, Any]]:
+    """The points of one grid, each as overrides of parameters.
 
     Each listed parameter takes each of its values; a parameter that is a list takes one element a point,
     unless the values are lists themselves. Values given as text are read as YAML, as the command line does.
     """
-    chapter, scale = specification["chapter"], specification.get("scale") or "book"
+    chapter = specification["chapter"]
     declared = read_parameters(read_chapter(chapter, root), f"notebooks/{chapter}.md")
     grid = {}
     for name, values in (specification.get("grid") or {}).items():
@@ -284,15 +289,15 @@ def points(specification: Mapping[str, Any], root: Path = ROOT) -> Iterator[tupl
         if annotation.startswith("list"):
             values = [value if isinstance(value, list) else [value] for value in values]
         grid[name] = values
-    for combination in itertools.product(*grid.values()):
-        yield chapter, scale, dict(zip(grid, combination, strict=True))
+    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
 
 
 def sweep(config: Mapping[str, Any], root: Path = ROOT, *, fetch: bool = True) -> list[Job]:
-    """The runs of a sweep, in the order of its grids; RequestError as `specifications` and `job`."""
-    return [
-        job(*point, root, fetch=fetch) for one in specifications(config, root) for point in points(one, root)
-    ]
+    """The runs of a sweep, in the order of its grids; RequestError as `specifications` and `jobs_of`."""
+    jobs = []
+    for one in specifications(config, root):
+        jobs += jobs_of(one["chapter"], one.get("scale") or "book", points(one, root), root, fetch=fetch)
+    return jobs
 
 
 def table_name(jobs: Sequence[Job], root: Path = ROOT) -> str:

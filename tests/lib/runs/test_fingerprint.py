@@ -238,15 +238,15 @@ def test_a_parameter_that_names_a_file_counts_by_its_content(project, folder):
 
 def test_a_folder_counts_by_what_is_in_it(tmp_path):
     (tmp_path / "sub").mkdir()
-    seen = [fingerprint._content(tmp_path)]
+    seen = [fingerprint.content(tmp_path)]
     for name, content in (("1.jpg", b"x"), ("sub/2.jpg", b"y"), ("sub/2.jpg", b"z")):
         (tmp_path / name).write_bytes(content)
-        seen.append(fingerprint._content(tmp_path))
+        seen.append(fingerprint.content(tmp_path))
     (tmp_path / "sub/2.jpg").rename(tmp_path / "sub/3.jpg")
-    seen.append(fingerprint._content(tmp_path))
+    seen.append(fingerprint.content(tmp_path))
     assert len(set(seen)) == 5
     os.utime(tmp_path / "1.jpg", (0, 0))
-    assert fingerprint._content(tmp_path) == seen[-1]
+    assert fingerprint.content(tmp_path) == seen[-1]
 
 
 def test_a_number_of_the_ledger_counts_where_a_cell_computes_with_it(project, folder):

@@ -5,11 +5,12 @@ import os
 import shlex
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
 import pytest
 
-from lib.runs import sweep
+from lib.runs import fingerprint, request, sweep
 from lib.runs.parameters import RequestError
 from lib.runs.sweep import (
     Job,
@@ -78,14 +79,14 @@ def declared(monkeypatch):
 
 def test_a_grid_takes_every_combination_in_order(declared):
     grid = {"seeds": [0, [1, 2]], "rate": ["1e-3", 2], "name": ["3", "x"]}
-    found = list(points({"chapter": "tiny", "scale": "smoke", "grid": grid}))
-    assert [point[:2] for point in found] == [("tiny", "smoke")] * 8
+    found = points({"chapter": "tiny", "scale": "smoke", "grid": grid})
+    assert len(found) == 8
     # A list parameter takes an element a point, or whole lists; text stays text; YAML reads the other values.
-    assert found[0][2] == {"seeds": [0], "rate": 1e-3, "name": "3"}
-    assert found[-1][2] == {"seeds": [1, 2], "rate": 2, "name": "x"}
-    assert list(points({"chapter": "tiny"})) == [("tiny", "book", {})]
+    assert found[0] == {"seeds": [0], "rate": 1e-3, "name": "3"}
+    assert found[-1] == {"seeds": [1, 2], "rate": 2, "name": "x"}
+    assert points({"chapter": "tiny"}) == [{}]
     with pytest.raises(RequestError, match="tiny: no value of rate to run"):
-        list(points({"chapter": "tiny", "grid": {"rate": []}}))
+        points({"chapter": "tiny", "grid": {"rate": []}})
 
 
 def test_what_a_sweep_asks_for(tmp_path):
@@ -146,14 +147,27 @@ def test_a_command_line_that_asks_for_nothing_sensible_is_refused(tmp_path, conf
 def test_a_command_line_is_read_as_it_is_written(declared):
     written = sweep.as_written(["chapter=tiny", "name=a: b: #c", "rate=1e-3", "seeds=[[0, 1], 2]"])
     (asked,) = specifications(written)
-    assert [point[2] for point in points(asked)] == [
+    assert points(asked) == [
         {"name": "a: b: #c", "rate": 1e-3, "seeds": [0, 1]},
         {"name": "a: b: #c", "rate": 1e-3, "seeds": [2]},
     ]
     (asked,) = specifications(sweep.as_written(["chapter=tiny", "name=[010, no, 🙂]"]))
-    assert [point[2]["name"] for point in points(asked)] == ["010", "no", "🙂"]
+    assert [point["name"] for point in points(asked)] == ["010", "no", "🙂"]
     with pytest.raises(RequestError, match="seeds is given twice"):
         sweep.as_written(["seeds=[0]", "rate=1", "seeds=[1]"])
+
+
+def test_a_chapter_is_read_once_for_all_its_points(monkeypatch):
+    readers = ((request, "read_chapter"), (request, "shared_parts"), (fingerprint, "load_ledger"))
+    spies = [Mock(wraps=getattr(module, name)) for module, name in readers]
+    for (module, name), spy in zip(readers, spies, strict=True):
+        monkeypatch.setattr(module, name, spy)
+    seeds = list(range(50))
+    jobs = sweep.sweep({"chapter": "template", "scale": "smoke", "seeds": seeds}, fetch=False)
+    assert [spy.call_count for spy in spies] == [1, 1, 1]
+    assert len({job.evidence for job in jobs}) == 50
+    alone = request.resolve("template", "smoke", {"seeds": [7]})
+    assert jobs[7].evidence == f"runs/smoke/template/{alone.folder.name}/evidence.json"
 
 
 def test_no_chapter_has_a_scale_that_does_not_exist():
