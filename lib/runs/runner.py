@@ -223,7 +223,10 @@ def _execute(
     chapter, partial = request.chapter, folder / "notebook.partial.ipynb"
     used = {name: value for name, value in request.parameters.items() if name not in PLACES}
     description = {"chapter": chapter, "scale": request.scale, "fingerprint": request.fingerprint}
-    description |= {"commit": git_state(request.root)[0], "parameters": used, "method": request.method}
+    commit, _ = git_state(request.root)
+    if commit is None and (request.root / ".git").exists():
+        say(f"[{chapter}] no commit in the evidence: git does not tell it (see its safe.directory)")
+    description |= {"commit": commit, "parameters": used, "method": request.method}
     write_atomically(folder / "parameters.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     if (folder / "checkpoints").exists():
         say(f"[{chapter}] continues from the checkpoints in {shown(folder)}")

@@ -18,7 +18,7 @@ import jupytext
 import pytest
 
 from lib.ledger.schema import SCALES, load_ledger
-from lib.run import EXAMPLES, main
+from lib.run import EXAMPLES, INTERRUPTS, main
 from lib.runs.request import chapters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,11 +102,12 @@ def plan_run(command: str, capsys) -> None:
     """``python -m lib.run``: the request is checked, nothing is executed."""
     arguments = shlex.split(command, comments=True)[3:]
     asked = arguments if {"--list", "--check", "--archive"} & set(arguments) else [*arguments, "--dry-run"]
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
     try:
         code = main(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     said = capsys.readouterr()
     if "--archive" in arguments:  # long runs are not here
         assert code == 2 and ("…" in asked or "runs/long/" in said.err), said

@@ -414,6 +414,20 @@ def test_help_and_list(request_run):
     assert "seeds: list[int], 1+ distinct in [0, 2^32) = [1]\n    the seeds\n" in listed
 
 
+def test_a_commit_that_cannot_be_read_is_told(project):
+    (project.root / ".git").mkdir()  # as git sees the checkout of another user
+    done = project.run("lib.run", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "[tiny] no commit in the evidence: git does not tell it" in done.stdout
+
+
+def test_another_system_is_refused_in_a_line(project):
+    project.write("windows.py", "import sys\n\nsys.platform = 'win32'\nimport lib.run\n")
+    done = project.run("windows")
+    assert done.returncode == 1
+    assert done.stderr == "Linux or macOS is needed; on Windows its subsystem for Linux (WSL) will do\n"
+
+
 def test_a_failing_cell_is_named_and_leaves_no_evidence(project):
     done = project.run("lib.run", "tiny", "-p", "crash", "true")
     assert done.returncode == 1
