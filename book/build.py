@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 from book import archive_pages, fragments, scorecard  # noqa: E402
 from book.numerals import readable  # noqa: E402
 from lib.ledger.archive import Piece  # noqa: E402
+from lib.listing import ESCAPES  # noqa: E402
 from lib.runs.parameters import PLACES, RequestError  # noqa: E402
 from lib.runs.presentation import Presented, present  # noqa: E402
 from lib.runs.request import Request, resolve  # noqa: E402
@@ -46,7 +47,6 @@ DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
 GITHUB = re.compile(
     r"(?:https://github\.com/|git@github\.com:|ssh://git@github\.com/)([\w.-]+/[\w.-]+?)(?:\.git)?/?"
 )
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class BuildError(Exception):
@@ -279,7 +279,7 @@ def render(source: Path, work: Path, log: Path) -> Path:
     command += ["--path-output", str(work), "-W", "-n", "--keep-going"]
     with log.open("w", encoding="utf-8") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
-    lines = ANSI.sub("", log.read_text(encoding="utf-8")).replace(f"{source}{os.sep}", "").splitlines()
+    lines = ESCAPES.sub("", log.read_text(encoding="utf-8")).replace(f"{source}{os.sep}", "").splitlines()
     complaints = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL):", line)]
     # MyST-NB writes cell 4, line 5 of a notebook as line 40005.
     complaints = [re.sub(r"(\.ipynb):(\d+)\d{4}:", r"\1, cell \2:", line) for line in complaints]

@@ -32,7 +32,20 @@ def one_line(said: object, most: int = 300) -> str:
         Of a line that is much longer (by two thirds and more) the middle is left out, so that it has as many
         characters: its end often says what to do.
     """
-    lines = (ESCAPES.sub("", line).strip() for line in str(said).splitlines())
-    first = next(filter(None, lines), "")
-    line = " ".join("".join(one if one.isprintable() else " " for one in first).split())
+    line = next(filter(None, map(_plain, str(said).splitlines())), "")
     return line if 3 * len(line) < 5 * most else f"{line[: most - most // 3 - 3]} … {line[-(most // 3) :]}"
+
+
+def printable(error: object) -> str:
+    """All that an error says, wherever its text is from: a line of 200 characters at most, without escapes.
+
+    `one_line` is for what a person reads as the whole message; this is for a reason within one.
+    """
+    line = _plain(str(error)) or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:198]} …"
+
+
+def _plain(text: str) -> str:
+    """Text in one line, without escape codes and what cannot be printed."""
+    text = ESCAPES.sub("", text)
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())

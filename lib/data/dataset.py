@@ -8,7 +8,6 @@ import gzip
 import itertools
 import operator
 import os
-import re
 import tempfile
 import warnings
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from lib.files import ROOT
+from lib.listing import printable
 
 
 class DataUnavailable(RuntimeError):
@@ -42,13 +42,6 @@ class UnexpectedFormat(DataUnavailable):
             f"{path} is not in the expected format ({reason}): correct it, or delete it and run again"
         )
         self.reason = reason
-
-
-def printable(error: object) -> str:
-    """What an error says, wherever its text is from: a line of 200 letters at most, without escape codes."""
-    text = re.sub(r"\x1b\[[0-9;?]*[@-~]", "", str(error))
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return line[:200] or type(error).__name__
 
 
 def data_folder(data_dir: str | Path) -> Path:

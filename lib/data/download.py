@@ -22,9 +22,10 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from lib.data.dataset import DataUnavailable, UnexpectedFormat, data_folder, printable, writable_folder
+from lib.data.dataset import DataUnavailable, UnexpectedFormat, data_folder, writable_folder
 from lib.data.transfer import Broken, NotSent, discard, transfer
 from lib.files import file_hash, remove_leftovers, replacing, write_atomically
+from lib.listing import printable
 
 ATTEMPTS = 3  # per address, each going on where the last one broke off
 LARGEST_RATIO = 200  # of an unpacked file to its archive's entry; ratings have 4, zeros 1000

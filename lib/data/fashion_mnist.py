@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.data.dataset import DataSet, DataUnavailable, printable
+from lib.data.dataset import DataSet, DataUnavailable
 from lib.data.download import Download
 from lib.data.images import ImageSet
 from lib.data.packages import PackageFile, SystemFile
+from lib.listing import printable
 
 LICENCE = "MIT, Copyright 2017 Zalando SE"
 CITATION = (

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.data.dataset import DataSet, DataUnavailable, data_folder, printable, writable_folder
+from lib.data.dataset import DataSet, DataUnavailable, data_folder, writable_folder
 from lib.data.images import ImageSet
 from lib.data.preprocessing import IMAGENET, Preprocessing
 from lib.files import file_hash, write_atomically
-from lib.listing import first_few
+from lib.listing import first_few, printable
 
 ENDINGS = (".jpeg", ".jpg", ".png")
 VALIDATION = ("val", "val_pt")

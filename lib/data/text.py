@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib.data.dataset import DataUnavailable, opened, printable
+from lib.data.dataset import DataUnavailable, opened
+from lib.listing import printable
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPLITS = ("train", "valid", "test")

@@ -18,8 +18,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 
-from lib.data.dataset import printable
 from lib.files import write_atomically
+from lib.listing import printable
 
 TIMEOUT = 30  # seconds without a byte
 SLOWEST = 1000  # bytes a second, over TIMEOUT seconds

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.data.dataset import DataSet, DataUnavailable, printable
+from lib.data.dataset import DataSet, DataUnavailable
 from lib.data.packages import PackageFile
+from lib.listing import printable
 
 # Layers of torchvision's `features` that are convolutions, in order.
 ALEXNET_CONVOLUTIONS = (0, 3, 6, 8, 10)

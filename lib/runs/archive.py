@@ -168,8 +168,8 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
     """
     first = runs[0]
     chapter, scale = first.evidence.chapter, first.evidence.scale
-    made = {run.name: sorted({one.commit for one in run.made}) for run in runs}
-    for name, commit in ((name, commit) for name, commits in made.items() for commit in commits):
+    made = [(run.name, commit) for run in runs for commit in sorted({one.commit for one in run.made})]
+    for name, commit in made:
         if git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
             raise RequestError(f"{name} was made from commit {commit[:10]}, which is not in this history")
     planned = [one for one in load_plan(chapter, root) if one.scale == scale]
@@ -189,7 +189,7 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
         raise RequestError(f"seed {missing[0]} of the planned run {one.name!r} is missing")
     if missing and missing != list(one.seeds[-len(missing) :]):
         raise RequestError(f"seed {missing[0]} comes before others in the plan: partial are the first seeds")
-    for name, commit in ((name, commit) for name, commits in made.items() for commit in commits):
+    for name, commit in made:
         if one not in read_plan(git(root, "show", f"{commit}:{plan_file(chapter)}") or "[]", commit[:10]):
             raise RequestError(
                 f"{name} was made from commit {commit[:10]}, whose plan does not have {one.name!r} as it "

@@ -8,7 +8,6 @@ have been without it. It says whose it is, and is read with ``weights_only=True`
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lib.files import replacing
+from lib.listing import printable
 
 #: Of the file: raised when older checkpoints cannot be continued.
 FORMAT = 2
@@ -129,7 +129,7 @@ def restore(path: Path, name: str, state: Mapping[str, Stateful], device: torch.
         raise  # no fault of the file's
     except Exception as error:  # a damaged one can raise anything
         raise ValueError(
-            f"{path} is no checkpoint of {name!r} ({_one_line(error)}): remove it to train anew"
+            f"{path} is no checkpoint of {name!r} ({printable(error)}): remove it to train anew"
         ) from error
 
 
@@ -154,12 +154,6 @@ def _kinds(state: Mapping[str, Stateful]) -> dict[str, str]:
 
 def _listed(kinds: Set[tuple[str, str]]) -> str:
     return ", ".join(f"{key!r} ({kind})" for key, kind in sorted(kinds)) or "nothing"
-
-
-def _one_line(error: Exception) -> str:
-    """Torch's messages have many lines, and escape codes for terminals."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*[a-zA-Z]", "", str(error)).split())
-    return (text[:200] + " …" if len(text) > 200 else text) or type(error).__name__
 
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device}
