@@ -100,7 +100,33 @@ class NewsRecommender(nn.Module):
 
     * ``candidates`` (B, C): rows of the candidates, −1 where there is none,
     * ``history`` (B, H): rows of the articles clicked before, oldest first, −1 where there is none.
+
+    Parameters
+    ----------
+    num_words
+        W; the table of word vectors has W+1 rows.
+    word_size
+        Length of a word vector.
+    dropout
+        Of word vectors and of what is made of them, in training.
+    word_vectors : Tensor (W+1, word_size), optional
+        Pretrained vectors to begin with.
+    mask_words
+        Whether padded words are left out.
     """
+
+    def __init__(
+        self, num_words: int, word_size: int, dropout: float, word_vectors: Tensor | None, mask_words: bool
+    ) -> None:
+        super().__init__()
+        self.word_embedding = word_table(num_words, word_size, word_vectors)
+        self.dropout = nn.Dropout(dropout)
+        self.mask_words = mask_words
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Vectors (n, L, word_size) of tokens (n, L), and which are words; None if padding takes part."""
+        known = tokens != 0 if self.mask_words else None
+        return self.dropout(self.word_embedding(tokens)), known
 
     def encode_news(self, batch: Batch) -> Tensor:
         """All articles of a batch, (n, D)."""
@@ -163,19 +189,15 @@ class NRMS(NewsRecommender):
         word_vectors: Tensor | None = None,
         mask_words: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_words, word_size, dropout, word_vectors, mask_words)
         size = num_heads * head_size
-        self.word_embedding = word_table(num_words, word_size, word_vectors)
         self.title_self_attention = MultiHeadSelfAttention(word_size, num_heads, head_size)
         self.title_attention = AdditiveAttention(size, query_size)
         self.user_self_attention = MultiHeadSelfAttention(size, num_heads, head_size)
         self.user_attention = AdditiveAttention(size, query_size)
-        self.dropout = nn.Dropout(dropout)
-        self.mask_words = mask_words
 
     def encode_news(self, batch: Batch) -> Tensor:
-        known = known_words(batch["title"], self.mask_words)
-        words = self.dropout(self.word_embedding(batch["title"]))
+        words, known = self.embed(batch["title"])
         return self.title_attention(self.dropout(self.title_self_attention(words, known)), known)
 
     def encode_user(self, clicked: Tensor, known: Tensor, batch: Batch) -> Tensor:
@@ -244,8 +266,7 @@ class NAML(NewsRecommender):
         word_vectors: Tensor | None = None,
         mask_words: bool = True,
     ) -> None:
-        super().__init__()
-        self.word_embedding = word_table(num_words, word_size, word_vectors)
+        super().__init__(num_words, word_size, dropout, word_vectors, mask_words)
         self.category_embedding = nn.Embedding(num_categories + 1, category_size)
         texts = {
             name: TextCNN(word_size, filters, window, query_size, dropout) for name in ("title", "abstract")
@@ -255,14 +276,11 @@ class NAML(NewsRecommender):
         self.levels = nn.ModuleDict(levels)
         self.view_attention = AdditiveAttention(filters, query_size)
         self.user_attention = AdditiveAttention(filters, query_size)
-        self.dropout = nn.Dropout(dropout)
-        self.mask_words = mask_words
 
     def encode_news(self, batch: Batch) -> Tensor:
         views = []
         for name, encoder in self.texts.items():
-            words = self.dropout(self.word_embedding(batch[name]))
-            views.append(encoder(words, known_words(batch[name], self.mask_words)))
+            views.append(encoder(*self.embed(batch[name])))
         for name, linear in self.levels.items():
             views.append(F.relu(linear(self.category_embedding(batch[name]))))
         return self.view_attention(torch.stack(views, 1))
@@ -341,23 +359,19 @@ class LSTUR(NewsRecommender):
         word_vectors: Tensor | None = None,
         mask_words: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_words, word_size, dropout, word_vectors, mask_words)
         if long_term not in ("ini", "con"):
             raise ValueError(f"long_term must be ini or con, got {long_term!r}")
         size = 3 * filters
         short = size if long_term == "ini" else (size + 1) // 2
-        self.word_embedding = word_table(num_words, word_size, word_vectors)
         self.category_embedding = nn.Embedding(num_categories + 1, filters)
         self.title = TextCNN(word_size, filters, window, query_size, dropout)
         self.gru = nn.GRU(size, short, batch_first=True)
         self.user_embedding = nn.Embedding(num_users + 1, size if long_term == "ini" else size - short)
         self.long_term, self.user_dropout = long_term, user_dropout
-        self.dropout = nn.Dropout(dropout)
-        self.mask_words = mask_words
 
     def encode_news(self, batch: Batch) -> Tensor:
-        words = self.dropout(self.word_embedding(batch["title"]))
-        title = self.title(words, known_words(batch["title"], self.mask_words))
+        title = self.title(*self.embed(batch["title"]))
         categories = self.category_embedding(torch.stack([batch["category"], batch["subcategory"]], 1))
         return torch.cat([categories.flatten(1), title], 1)
 
@@ -417,11 +431,6 @@ def word_table(num_words: int, word_size: int, word_vectors: Tensor | None) -> n
         shape = tuple(word_vectors.shape)
         raise ValueError(f"word_vectors must be {(num_words + 1, word_size)}, got {shape}")
     return nn.Embedding.from_pretrained(word_vectors.clone(), freeze=False, padding_idx=0)
-
-
-def known_words(tokens: Tensor, mask_words: bool) -> Tensor | None:
-    """Which of (n, L) tokens are words; None if padding takes part."""
-    return tokens != 0 if mask_words else None
 
 
 def _load(network: NewsRecommender, state: Mapping[str, Tensor], whose: str) -> NewsRecommender:
