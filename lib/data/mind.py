@@ -8,9 +8,7 @@ publication, and no time of the clicks in a history; times are as the service's 
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,10 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.news import Articles, ImpressionLog
+from lib.data.news_text import Text, article_table
 from lib.listing import plural
-
-#: As recommenders-team/recommenders splits titles, after lower case.
-WORD = re.compile(r"\w+|[.,!?;|]")
 
 #: Skipped lines of which a message says why.
 TOLD = 3
@@ -110,44 +106,24 @@ def read_news(
     FileNotFoundError, ValueError
         No such file; or no article in any.
     """
-    rows: dict[str, tuple[str, str, list[str], list[str]]] = {}
+    texts: dict[str, Text] = {}
     reports = []
     for path in paths:
         lines = _Lines(path, (7, 8))  # the documentation says seven, the files have eight
         for name, category, subcategory, title, abstract, *_ in lines:
             if not name or not category:
                 lines.skip("no article's name, or no category")
-            elif name not in rows:
-                texts = (WORD.findall(text.lower()) for text in (title, abstract))
-                rows[name] = (category, f"{category}/{subcategory}", *texts)
+            elif name not in texts:
+                texts[name] = Text(category, f"{category}/{subcategory}", title, abstract)
         reports.append(lines.skipped())
-    if not rows:
+    if not texts:
         raise ValueError(f"no article in {', '.join(str(path) for path in paths)}: {reports[0]}")
-    if words is None:
-        counts = Counter(word for row in rows.values() for text in row[2:] for word in text)
-        words = sorted(
-            (word for word in counts if counts[word] >= min_word_count), key=lambda w: (-counts[w], w)
-        )
-    index = {word: i for i, word in enumerate(words, 1)}
-
-    def texts(column: int, length: int) -> np.ndarray:
-        table = np.zeros((len(rows) + 1, length), np.int32)
-        for i, row in enumerate(rows.values(), 1):
-            found = [index[word] for word in row[column] if word in index][:length]
-            table[i, : len(found)] = found
-        return table
-
-    names = sorted({row[0] for row in rows.values()}) + sorted({row[1] for row in rows.values()})
-    number = {name: i for i, name in enumerate(names, 1)}
-    articles = Articles(
-        ids=np.array(["", *rows]),
-        category=np.array([0, *(number[row[0]] for row in rows.values())]),
-        subcategory=np.array([0, *(number[row[1]] for row in rows.values())]),
-        title=texts(2, title_length),
-        abstract=texts(3, abstract_length),
-        published=np.full(len(rows) + 1, -1),
-        category_names=tuple(names),
-        words=tuple(words),
+    articles = article_table(
+        texts,
+        title_length=title_length,
+        abstract_length=abstract_length,
+        min_word_count=min_word_count,
+        words=words,
     )
     return articles, tuple(reports)
 
