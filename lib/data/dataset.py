@@ -208,7 +208,9 @@ _UNREADABLE = (ValueError, OverflowError, pd.errors.ParserWarning, EOFError, zli
 
 
 def _read(path: Path, options: Mapping[str, Any]) -> pd.DataFrame:
-    with warnings.catch_warnings(), opened(path) as file:
+    # Python's strings also where PyArrow is installed: with its own, an empty last column counts as left out.
+    python_strings = pd.option_context("mode.string_storage", "python")
+    with warnings.catch_warnings(), python_strings, opened(path) as file:
         warnings.simplefilter("error", pd.errors.ParserWarning)  # fields left out
         return pd.read_csv(file, **options)
 
