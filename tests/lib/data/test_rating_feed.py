@@ -113,6 +113,13 @@ def test_what_is_drawn_was_alive_and_not_rated(seed, negatives, alive_days):
         assert len(others) == negatives and others <= alive - set(mine["item"].astype(str))
 
 
+def test_a_second_rating_of_a_film_is_no_impression():
+    """Films that the user has rated are never drawn: it would be known as the click."""
+    rows = [("a", 10, 0), ("b", 20, 0), ("c", 30, 0), ("c", 10, 5), ("c", 10, 6), ("a", 10, 7)]
+    log = rating_feed(ratings(*rows), FILMS, negatives=1, seed=0)
+    assert list(shown(log)) == [(5, 3, ["10"], {"20"})]
+
+
 def test_the_future_draws_nothing():
     table, films = made_up(3)
     whole = rating_feed(table, films, negatives=3, seed=5)
@@ -147,10 +154,10 @@ def test_refusals():
     for table, films, options, message in (
         (good.assign(item=7), FILMS, {}, "not among the 5 films: 7"),
         (good, pd.concat([FILMS, FILMS]), {}, "a film is there twice: 10"),
-        (good[:0], FILMS, {}, "there are no ratings"),
-        (good, FILMS, {"negatives": 2}, "none of 3 ratings has 2 other films alive"),
-        (good, FILMS, {"negatives": 0}, "got 0 and 30"),
-        (good, FILMS, {"alive_days": 0.0}, "got 1 and 0"),
+        (good[:0], FILMS, {}, "there are no clicks"),
+        (good, FILMS, {"negatives": 2}, "none of 3 clicks has 2 other articles alive"),
+        (good, FILMS, {"negatives": 0}, "got 0 and 2592000"),
+        (good, FILMS, {"alive_days": 0.0}, "got 1 and 0$"),
     ):
         with pytest.raises(ValueError, match=message):
             rating_feed(table, films, **{"negatives": 1, "seed": 0} | options)
