@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,38 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.news import Articles, ImpressionLog
+from lib.data.news_rows import Skipped, Tally, in_order
 from lib.data.news_text import Text, article_table
-from lib.listing import plural
-
-#: Skipped lines of which a message says why.
-TOLD = 3
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """Lines of a file that could not be read: how many of how many, and why the first ones."""
-
-    path: Path
-    lines: int
-    count: int
-    first: tuple[tuple[int, str], ...]
-
-    def __str__(self) -> str:
-        """One line, with the numbers of lines as editors count them."""
-        if not self.count:
-            return f"{self.path.name}: {plural(self.lines, 'line')}, all read"
-        told = "; ".join(f"line {number}: {reason}" for number, reason in self.first)
-        more = "; …" if self.count > len(self.first) else ""
-        return f"{self.path.name}: {self.count} of {plural(self.lines, 'line')} skipped ({told}{more})"
-
-
-class _Lines:
+class _Lines(Tally):
     """The fields of a file's lines, and what was skipped of them."""
 
     def __init__(self, path: Path, columns: Sequence[int]) -> None:
-        self.path, self.columns = Path(path), columns
-        self.lines = self.count = 0
-        self.first: list[tuple[int, str]] = []
+        super().__init__(path)
+        self.columns = columns
         if not self.path.is_file():
             raise FileNotFoundError(f"no {self.path.name} at {self.path}")
 
@@ -62,15 +39,6 @@ class _Lines:
                     yield fields
                 else:
                     self.skip(f"{len(fields)} columns, not {' or '.join(map(str, self.columns))}")
-
-    def skip(self, reason: str) -> None:
-        """Leave the current line out."""
-        self.count += 1
-        if len(self.first) < TOLD:
-            self.first.append((self.lines, reason))
-
-    def skipped(self) -> Skipped:
-        return Skipped(self.path, self.lines, self.count, tuple(self.first))
 
 
 def read_news(
@@ -202,7 +170,7 @@ def read_behaviors(
         history_end=np.array(end),
         articles=articles,
     )
-    return _in_order(log, np.array(time)), report
+    return in_order(log, np.array(time)), report
 
 
 def _seconds(stamp: str) -> int:
@@ -218,21 +186,3 @@ def _seconds(stamp: str) -> int:
 def _day(date: str) -> int:
     month, day, year = map(int, date.split("/"))
     return (datetime(year, month, day) - datetime(1970, 1, 1)).days * 86_400
-
-
-def _in_order(log: ImpressionLog, time: np.ndarray) -> ImpressionLog:
-    """The log with these times, sorted by them; of one second, in the order of the file."""
-    order = np.argsort(time, kind="stable")
-    sizes = np.diff(log.offsets)[order]
-    offsets = np.append(0, np.cumsum(sizes))
-    places = np.repeat(log.offsets[:-1][order] - offsets[:-1], sizes) + np.arange(offsets[-1])
-    return replace(
-        log,
-        time=time[order],
-        user=log.user[order],
-        offsets=offsets,
-        candidate=log.candidate[places],
-        clicked=log.clicked[places],
-        history_begin=log.history_begin[order],
-        history_end=log.history_end[order],
-    )
