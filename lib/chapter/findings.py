@@ -19,7 +19,7 @@ from lib.ledger.archive import Piece, strongest
 from lib.ledger.evidence import ClaimEvidence
 from lib.ledger.schema import SCALES
 from lib.ledger.verdicts import Effect
-from lib.ledger.wording import format_interval
+from lib.ledger.wording import format_interval, interval_of
 from lib.listing import plural
 
 
@@ -41,6 +41,7 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
         label = axis.text(-1.05, place - 0.36, told, fontsize=9, va="center", parse_math=False)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the limit's line runs below
         axis.text(1.12, place, f"{claim.id}: {claim.verdict}", fontsize=10, va="center", weight="bold")
+        axis.text(1.12, place + 0.33, interval_of(effect), fontsize=9, va="center")
     axis.axvline(0, color="#555555", linestyle=":")
     axis.set(xlim=(-1.1, 1.1), ylim=(len(shown) - 0.6, -0.75), xticks=[], yticks=[])
     axis.set_xlabel("against the claim  ←  limit  →  for the claim")

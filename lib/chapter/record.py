@@ -7,6 +7,7 @@ A chapter opens a `Record`, hands it measurements, figures and tables, and close
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import re
@@ -93,6 +94,7 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self._made_from = datetime.now(UTC), git_state(self.root)
         self._clock = time.monotonic()
+        self._altered = _altered_in(self.folder) if self._run else None
         self._measurements: dict[str, Measurement] = {}
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
@@ -163,7 +165,7 @@ class Record:
         return self._keep(Measurement(claim=claim_id, tested=False, reason=reason, anchor=anchor, rule=rule))
 
     def _keep(self, measurement: Measurement) -> Html:
-        evidence = measurement.judged_by(self.ledger, self.scale, self._settings)
+        evidence = measurement.judged_by(self.ledger, self.scale, self._settings, self._altered)
         self._measurements[measurement.claim] = measurement
         self._claims[measurement.claim] = evidence
         self.log.info("%s: %s. %s", evidence.id, evidence.verdict, evidence.reason)
@@ -370,6 +372,7 @@ class Record:
             chapter=self.chapter,
             scale=self.scale,
             settings=self._settings,
+            altered=self._altered,
             claims=self._in_order(),
             measurements=tuple(self._measurements[claim.id] for claim in self.ledger.claims),
             data=tuple(self._data.values()),
@@ -378,6 +381,14 @@ class Record:
         )
         record.save(self.folder / "claims.json")
         return self.folder / "claims.json"
+
+
+def _altered_in(folder: Path) -> tuple[str, ...] | None:
+    """The parameters of a run that are not the scale's own, as `lib.run` notes them; None if nobody did."""
+    try:
+        return tuple(json.loads((folder / "parameters.json").read_text(encoding="utf-8"))["altered"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def _hashes(files: Sequence[Path]) -> dict[str, str]:

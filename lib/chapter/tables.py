@@ -19,7 +19,7 @@ from lib.ledger.provenance import Provenance, direct_dependencies
 from lib.ledger.schema import Changed, Ledger, Setting
 from lib.ledger.standing import Standing, group
 from lib.ledger.verdicts import VERDICTS, Effect, Summary
-from lib.ledger.wording import badge, format_interval, format_number, paper_number, signs
+from lib.ledger.wording import badge, format_interval, format_number, interval_of, paper_number, signs
 from lib.listing import plural
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def verdict_table(claims: Sequence[ClaimEvidence], standings: Mapping[str, Stand
 def verdict_line(claim: ClaimEvidence, standing: Standing | None = None) -> Html:
     """A claim's verdict and its reason in a line, as it stands below the cell that judged it."""
     line = f"{escape(claim.id)}: {badge(claim.verdict)}{verdict_marks(claim)} {escape(claim.reason)}"
+    if claim.interval and (sure := interval_of(claim.interval)):
+        line += f" <small>({sure})</small>"
     if standing and standing.stronger:
         line += f" {since(standing)} {badge(standing.claim.verdict)}"
     return Html(f"<p>{line}</p>").marked(f"verdict {claim.id}")
@@ -266,11 +268,10 @@ def effect_text(effect: Effect, claim: ClaimEvidence) -> str:
     ends = (effect.quantity_low, effect.quantity_high)
     size = format_interval(effect.quantity, *ends, unit=effect.unit, possible=possible)
     relative = f" ({signs(f'{100 * effect.relative:+.1f}')} %)" if effect.relative is not None else ""
-    sure = f"{100 * effect.level:.3g} % interval, " if effect.low is not None else ""
-    replicates = escape(plural(effect.replicates, claim.replicate))
+    sure = ", ".join(filter(None, [interval_of(effect), escape(plural(effect.replicates, claim.replicate))]))
     text = (
         f"{escape(effect.label)} = <span class='number'>{escape(size)}</span>{relative}; claimed: "
-        f"{escape(effect.claimed)} <small>({sure}{replicates})</small>"
+        f"{escape(effect.claimed)} <small>({sure})</small>"
     )
     if effect.outcome == "inconclusive" and effect.smallest:
         smallest = escape(format_number(float(f"{effect.smallest:.2g}"), unit=effect.unit))

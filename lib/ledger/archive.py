@@ -252,7 +252,7 @@ def _judged(
     try:
         if measurement is None:
             raise ValueError("it is younger than the run")
-        return measurement.judged_by(ledger, evidence.scale, evidence.settings)
+        return measurement.judged_by(ledger, evidence.scale, evidence.settings, evidence.altered)
     except ValueError as error:
         stale[claim_id] = str(error)
     reason = f"Not judged by today's ledger: {stale[claim_id]}."

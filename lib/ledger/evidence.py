@@ -27,6 +27,7 @@ from lib.ledger.rules import Floor, Range, Schema
 from lib.ledger.schema import Arithmetic, Changed, Claim, Interpretation, Ledger, ScaleName, Setting
 from lib.ledger.units import UnitSpread
 from lib.ledger.verdicts import Effect, Summary, Verdict, VerdictName, judge, not_tested
+from lib.listing import first_few
 
 ChapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ClaimId = Annotated[str, Field(pattern=r"^[A-Z][0-9]+[a-z]?$")]
@@ -56,11 +57,21 @@ class Measurement(Schema):
     anchor: Anchor
     rule: Digest
 
-    def judged_by(self, ledger: Ledger, scale: str, settings: Mapping[str, Setting]) -> ClaimEvidence:
-        """The claim's evidence by `ledger`, for these settings; ValueError where it does not fit."""
+    def judged_by(
+        self,
+        ledger: Ledger,
+        scale: str,
+        settings: Mapping[str, Setting],
+        altered: tuple[str, ...] | None = None,
+    ) -> ClaimEvidence:
+        """The claim's evidence by `ledger`, for these settings; ValueError where it does not fit.
+
+        `altered` are the parameters that were not the scale's own; None if nothing tells.
+        """
         claim = ledger[self.claim]
         if self.tested:
             verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic, self.units)
+            verdict = _of_the_scale(verdict, claim, scale, altered)
         else:
             verdict = not_tested(claim, scale, self.reason)
         younger = self.tested and self.rule != rule_identity(claim, scale)
@@ -68,6 +79,20 @@ class Measurement(Schema):
         one = ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
         possible = {metric: ends for metric, ends in ledger.possible.items() if metric in verdict.measured}
         return one.model_copy(update={"possible": possible, "scope": scope_of(verdict.scope, settings)})
+
+
+def _of_the_scale(verdict: Verdict, claim: Claim, scale: str, altered: tuple[str, ...] | None) -> Verdict:
+    """Nothing is reproduced with other parameters than the scale's own, but for what the claim names."""
+    if verdict.verdict != "reproduced" or altered == ():
+        return verdict
+    if altered is None:
+        why = "nothing tells whether the parameters were the scale's own"
+    elif others := [name for name in altered if name not in claim.entry(scale).when]:
+        why = f"with other parameters than the scale's own: {first_few(others)}"
+    else:
+        return verdict
+    reason = f"{verdict.reason.removesuffix('.')}, but {why}."
+    return verdict.model_copy(update={"verdict": "holds", "reason": reason})
 
 
 def scope_of(scope: str, settings: Mapping[str, Setting]) -> str:
@@ -202,12 +227,14 @@ class Artifact(Schema):
 class ChapterRecord(Schema):
     """``claims.json``: all that the chapter itself knows at its end.
 
-    `settings` are the data and sizes that the ledger's scopes and conditions speak of, as used.
+    `settings` are the data and sizes that the ledger's scopes and conditions speak of, as used; `altered` the
+    parameters whose values were not the scale's own, None if nothing tells.
     """
 
     chapter: ChapterName
     scale: ScaleName
     settings: dict[str, Setting] = Field(default_factory=dict)
+    altered: tuple[str, ...] | None = None
     claims: tuple[ClaimEvidence, ...]
     measurements: tuple[Measurement, ...]
     data: tuple[DataUsed, ...]
@@ -236,7 +263,8 @@ class ChapterRecord(Schema):
         if missing := [claim for claim in asked if claim not in there]:
             raise ValueError(f"{', '.join(missing)}: not in this run's measurements")
         by_claim = {measurement.claim: measurement for measurement in self.measurements}
-        claims = tuple(by_claim[claim].judged_by(ledger, self.scale, self.settings) for claim in asked)
+        of_the_run = (ledger, self.scale, self.settings, self.altered)
+        claims = tuple(by_claim[claim].judged_by(*of_the_run) for claim in asked)
         return self.model_copy(update={"claims": claims})
 
     def save(self, path: Path | str) -> None:

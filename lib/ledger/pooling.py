@@ -103,6 +103,7 @@ def pool(
         chapter=first.chapter,
         scale=first.scale,
         settings=first.settings,
+        altered=first.altered,
         claims=(),
         measurements=tuple(measurements),
         data=first.data,

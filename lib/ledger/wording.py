@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.rules import Range
 from lib.ledger.schema import VERDICT_REFERENCE
 from lib.listing import first_few
+
+if TYPE_CHECKING:
+    from lib.ledger.verdicts import Effect
 
 
 def badge(verdict: str) -> str:
@@ -55,6 +59,11 @@ def off_number(ours: float, low: float, high: float) -> str:
     while decimals < 12 and low <= round(ours, decimals) <= high:
         decimals += 1
     return format_number(ours, decimals)
+
+
+def interval_of(effect: Effect) -> str:
+    """``96 % interval``: how sure; empty where there are too few replicates for one."""
+    return f"{100 * effect.level:.3g} % interval" if effect.low is not None else ""
 
 
 def with_verdicts(text: str, verdicts: Mapping[str, str], show: Callable[[str, str], str]) -> str:

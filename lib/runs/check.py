@@ -17,6 +17,8 @@ from lib.ledger.archive import ArchivedEvidence, Piece, archived, load_archived,
 from lib.ledger.evidence import Measurement
 from lib.ledger.pooling import units_of
 from lib.ledger.schema import load_ledger
+from lib.runs.parameters import RequestError, read_parameters
+from lib.runs.request import altered, read_chapter, scale_parameters
 from lib.runs.runner import shown
 
 
@@ -60,6 +62,8 @@ def check(folder: Path, root: Path | None = None, say: Callable[[str], None] = p
     for why in dict.fromkeys(aside.values()):
         say(f"{name}: not compared: {', '.join(claim for claim in aside if aside[claim] == why)}: {why}")
     problems = _problems(sent, piece, stated, set(stated) - set(aside), folder)
+    if "reproduced" in stated.values():
+        problems += _other_parameters(sent, root)
     for problem in problems:
         say(f"{name}: {problem}")
     if problems:
@@ -109,6 +113,17 @@ def _problems(
         except ValueError as error:
             problems.append(str(error))
     return problems
+
+
+def _other_parameters(sent: ArchivedEvidence, root: Path | None) -> list[str]:
+    """What the evidence does not tell of its parameters, where it says that something is reproduced."""
+    try:
+        declared = read_parameters(read_chapter(sent.chapter, root), f"notebooks/{sent.chapter}.md")
+        usual = scale_parameters(sent.chapter, sent.scale, declared, root or ROOT)
+    except RequestError as error:
+        return [f"nothing is known of its parameters: {error}"]
+    untold = [name for name in altered(usual, sent.parameters) if name not in (sent.altered or ())]
+    return [f"its {name} is not that of scale {sent.scale}, and it does not say so" for name in untold]
 
 
 def _refuse_other_units(measurement: Measurement, tables: dict[str, bytes], seeds: tuple[int, ...]) -> None:

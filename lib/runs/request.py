@@ -64,6 +64,8 @@ class Request:
         The repository.
     method : dict of str to str
         What it measures with, part by part, whatever the parameters' values.
+    altered : tuple of str
+        The parameters whose values are not the scale's own, as `altered` finds them.
     """
 
     chapter: str
@@ -74,6 +76,7 @@ class Request:
     fingerprint: str
     root: Path
     method: Mapping[str, str] = field(default_factory=dict)
+    altered: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -161,12 +164,8 @@ def resolve_all(
     """As `resolve`, for several overrides: chapter, method and data are read once for all of them."""
     root = (root or ROOT).resolve()
     notebook = read_chapter(chapter, root)
-    if scale not in SCALES:
-        raise RequestError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
     declared = read_parameters(notebook, f"notebooks/{chapter}.md")
-    usual = {name: parameter.default for name, parameter in declared.items()}
-    if scale != "book":
-        usual |= _scale_overrides(chapter, scale, declared, root)
+    usual = scale_parameters(chapter, scale, declared, root)
     shared: dict[tuple[object, ...], dict[str, Any]] = {}  # by what of them depends on parameters
     content_once = cache(content)
     requests = []
@@ -182,8 +181,27 @@ def resolve_all(
             shared[read] = shared_parts(chapter, scale, notebook, parameters, root, fetch)
         parts = shared[read] | named_parts(declared, parameters, root, content_once)
         fingerprint, method = identity(chapter, parameters, parts), method_identity(parts)
-        requests.append(Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method))
+        others = altered(usual, parameters)
+        requests.append(
+            Request(chapter, scale, notebook, declared, parameters, fingerprint, root, method, others)
+        )
     return requests
+
+
+def scale_parameters(
+    chapter: str, scale: str, declared: Mapping[str, Parameter], root: Path
+) -> dict[str, Any]:
+    """All declared parameters of a chapter with the values that a scale gives them; errors as `resolve`."""
+    if scale not in SCALES:
+        raise RequestError(f"unknown scale {scale!r}{suggest(scale, SCALES)}")
+    usual = {name: parameter.default for name, parameter in declared.items()}
+    return usual if scale == "book" else usual | _scale_overrides(chapter, scale, declared, root)
+
+
+def altered(usual: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parameters of a run that are not those of its scale, but for seeds, device and places."""
+    aside = ("scale", "seeds", "device", *PLACES)
+    return tuple(n for n in usual if n not in aside and n in parameters and parameters[n] != usual[n])
 
 
 def refuse_absent(request: Request, names: Collection[str]) -> None:

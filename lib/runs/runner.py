@@ -226,7 +226,8 @@ def _execute(
     commit, _ = git_state(request.root)
     if commit is None and (request.root / ".git").exists():
         say(f"[{chapter}] no commit in the evidence: git does not tell it (see its safe.directory)")
-    description |= {"commit": commit, "parameters": used, "method": request.method}
+    description |= {"commit": commit, "parameters": used, "altered": list(request.altered)}
+    description["method"] = request.method
     write_atomically(folder / "parameters.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     if (folder / "checkpoints").exists():
         say(f"[{chapter}] continues from the checkpoints in {shown(folder)}")

@@ -49,7 +49,7 @@ def test_the_line_of_a_claim_lies_on_the_claimed_side_if_it_holds():
         assert texts[1] == f"C3: {claim.verdict}" and texts[0].startswith(
             "head overlap: MEANTIME − MEANTIME p"
         )
-        assert "[" in texts[0]
+        assert "[" in texts[0] and texts[2] == "96 % interval"
 
 
 def test_without_an_interval_the_figure_says_so():

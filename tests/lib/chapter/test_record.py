@@ -166,7 +166,7 @@ def test_evidence_has_the_published_keys(record):
     fill(record).close()
     whole = json.loads(Evidence.of_run(record.folder, {}).model_dump_json())
     keys = {"chapter", "scale", "parameters", "claims", "measurements", "data", "artifacts", "provenance"}
-    assert set(whole) == keys | {"settings"}
+    assert set(whole) == keys | {"settings", "altered"}
     required = {"id", "verdict", "measured", "interval", "paper", "protocol", "synthetic", "anchor", "reason"}
     assert required | {"provenance_of_paper_number"} <= set(whole["claims"][0])
     schema = evidence_schema()
@@ -488,6 +488,30 @@ def test_measurements_are_judged_again_by_todays_ledger(record, root):
     forged = stored.claims[0].model_copy(update={"verdict": "reproduced"})
     edited = stored.model_copy(update={"claims": (forged, *stored.claims[1:])})
     assert edited.judged_by(record.ledger) == stored
+
+
+@pytest.mark.parametrize(
+    ("noted", "verdict", "why"),
+    [
+        ({"altered": []}, "reproduced", ""),
+        ({"altered": ["depth"]}, "reproduced", ""),  # one that the claim itself asks for
+        ({"altered": ["depth", "steps", "rate"]}, "holds", "than the scale's own: steps, rate."),
+        ({}, "holds", "nothing tells whether the parameters were the scale's own."),
+    ],
+)
+def test_nothing_is_reproduced_with_toy_parameters(root, noted, verdict, why):
+    paper = {"tested": True, "reproduces": True, "when": {"depth": 2}}
+    changed(root, scales=SMALL | {"paper": paper}, paper=[NUMBER | {"provenance": "paper"}])
+    (root / "run").mkdir()
+    (root / "run/parameters.json").write_text(json.dumps(noted))
+    record = Record("toy", scale="paper", run_dir=root / "run", root=root)
+    line = soup(record.judge("C1", RESULTS)).text
+    assert line.startswith(f"C1: {verdict}") and why in line and line.endswith("(96 % interval)")
+    record.not_tested("C2", "not now")
+    record.judge("E1", {"answer": 42})
+    record.close()
+    stored = Evidence.of_run(record.folder, {})
+    assert stored.claims[0].verdict == verdict and stored.judged_by(record.ledger) == stored
 
 
 def test_the_scope_names_the_data_that_were_used(root):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from lib.chapter.record import Record
-from lib.ledger.evidence import Evidence
+from lib.ledger.evidence import Evidence, rule_identity
 from lib.ledger.pooling import units_of
+from lib.ledger.schema import load_ledger
 from lib.runs.check import check
-from tests.lib.runs.conftest import DRAWN, LEDGER
+from tests.lib.runs.conftest import CHAPTER, DRAWN, LEDGER
 
 ROOT = Path(__file__).resolve().parents[3]
 SEEDS = [5, 6, 7]
@@ -92,6 +94,37 @@ def test_a_verdict_that_its_numbers_do_not_give_is_named(sent, root):
     assert not whole
     assert any(line.endswith("sent: C2: the file says reproduced, its numbers holds") for line in said)
     assert said[-1].endswith("not what its numbers give")
+
+
+@pytest.mark.parametrize(
+    ("altered", "parameters", "wrong"),
+    [
+        ([], {"gain": 0.1}, ""),
+        (None, {"gain": 0.1}, "C2: the file says reproduced, its numbers holds"),
+        ([], {"gain": 0.2}, "its gain is not that of scale long, and it does not say so"),
+        (["gain"], {"gain": 0.2}, "C2: the file says reproduced, its numbers holds"),
+    ],
+)
+def test_what_is_reproduced_has_the_parameters_of_its_scale(sent, root, altered, parameters, wrong):
+    (root / "notebooks/scales/long").mkdir(parents=True)
+    (root / "notebooks/planned.md").write_text(CHAPTER)
+    (root / "notebooks/scales/long/planned.yml").touch()
+    ledger, path = yaml.safe_load(LEDGER), root / "book/claims/planned.yml"
+    mean = Evidence.load(sent / "evidence.json").claims[1].measured["score"]["method"].mean
+    number = {"value": mean, "arm": "method", "metric": "score", "where": "Table 1", "provenance": "paper"}
+    ledger["claims"][1] |= {"paper": [number]}
+    ledger["claims"][1]["scales"]["long"]["reproduces"] = True
+    path.write_text(yaml.safe_dump(ledger))
+
+    def stated(content):
+        content["claims"][1]["verdict"], content["altered"] = "reproduced", altered
+        content["parameters"] |= parameters
+        content["measurements"][1]["rule"] = rule_identity(load_ledger("planned", root)["C2"], "long")
+
+    edit(sent, stated)
+    whole, said = answer(sent, root)
+    assert whole == (not wrong), said
+    assert not wrong or any(line.endswith(wrong) for line in said), said
 
 
 def test_a_rule_of_today_that_is_another_is_no_fault(sent, root):

@@ -67,6 +67,7 @@ def test_a_run_leaves_the_whole_folder_and_is_not_repeated(project):
     }
     assert set(evidence.provenance.sections) == {"A tiny chapter", "Work", "End"}
     held = json.loads((folder / "parameters.json").read_text())
+    assert held["altered"] == [] and evidence.altered == ()
     assert folder.name == held["fingerprint"][:12]
     assert {"Python", "cell 1"} < set(held["method"]) and "seeds" not in held["method"]
     lines = first.stdout.splitlines()
