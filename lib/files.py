@@ -1,4 +1,5 @@
-"""Files of the repository and of runs: its root, their hashes, and writing that is whole or not at all."""
+"""Files of the repository and of runs: its root, their hashes, JSON that is read without a doubt, and writing
+that is whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ import ast
 import errno
 import glob
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 #: The repository that this `lib` belongs to.
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +29,29 @@ def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a text in JSON says.
+
+    Raises
+    ------
+    ValueError
+        It is none, is nested too deeply, or gives a key twice, of which readers keep one or the other.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice")
+        found[key] = value
+    return found
 
 
 def syntax_digest(source: str, *, sentences: bool = True) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the rest is imported, Ctrl-C just ends it
+
 import argparse
 import errno
 import os
 import re
-import signal
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,6 +92,17 @@ def _folder(name: str) -> Path:
         ) from None
 
 
+def _count(most: int) -> Callable[[str], int]:
+    """Reads a whole number from 1 to `most`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be 1 to {most}, got {one_line(text, 50)}")
+        return int(text)
+
+    return read
+
+
 def _pairs(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
     """The two words after each ``-p``, as they are (argparse takes ``-1e-3`` for an option), and the rest."""
     pairs, rest = [], list(arguments)
@@ -118,11 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=_folder, metavar="DIR", help="leave the run there, not under runs/")
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads per operation (default: 1)"
+        "--threads", type=_count(1024), default=1, metavar="N", help="threads per operation (default: 1)"
     )
     parser.add_argument(
         "--start-timeout",
-        type=int,
+        type=_count(86_400),
         default=300,
         metavar="SECONDS",
         help="how long Python and Jupyter may take to start, on a slow disk say (default: 300)",
@@ -237,10 +253,6 @@ def main(argv: list[str] | None = None) -> int:
             return _keep(options.archive, options.partial) if options.archive else _check(options.check)
         if options.chapter is None:
             parser.error(f"which chapter? ({', '.join(chapters())})")
-        for name in ("threads", "start_timeout"):
-            if getattr(options, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                parser.error(f"{option} must be at least 1, got {getattr(options, name)}")
         try:
             given = _given(pairs, options.chapter)
             request = resolve(options.chapter, options.scale, given, fetch=not options.dry_run)

@@ -67,6 +67,21 @@ def whole_text(text: str) -> str:
         raise ValueError(f"{text!a} is no text: half a character, or bytes that are no UTF-8") from None
 
 
+def utf8(content: bytes, where: str) -> str:
+    """A file's text: UTF-8, whatever ends its lines, without the mark that some editors put first.
+
+    Raises
+    ------
+    ValueError
+        It is of another encoding; in one line that begins with `where` and names the line of the file.
+    """
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
+
+
 def parse_yaml(text: str | bytes, where: str) -> Any:
     """What a text in YAML says.
 
@@ -83,17 +98,16 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         In one line that begins with `where` and names the line of the text: no YAML, a key given twice, a
         tag that stands for more than plain data, nested too deeply, not UTF-8.
     """
+    if isinstance(text, bytes):
+        text = utf8(text, where)
     try:
-        return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, _Reader)
+        return yaml.load(text, _Reader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         raise ValueError(f"{where}: not YAML: character {error.position + 1} is no text") from None
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
     except RecursionError:
         raise ValueError(f"{where}: not YAML: nested too deeply") from None
     # No day of a calendar, a number of 5,000 digits, half a character, a tag that its value does not fit.

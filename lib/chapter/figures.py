@@ -118,6 +118,11 @@ def arm_styles(arms: Sequence[str]) -> tuple[dict[str, tuple], dict[str, str], d
     )
 
 
+def _as_written(name: str) -> str:
+    """A name that matplotlib shows as it is: no formula between dollars, and not left out of a legend."""
+    return ("\N{THIN SPACE}" * name.startswith("_") + name).replace("$", r"\$")
+
+
 @_remembered
 def arms_figure(
     frame: pd.DataFrame,
@@ -164,9 +169,12 @@ def arms_figure(
                 capsize=4,
             )
         if reference and metric in reference:
-            axis.axvline(reference[metric], color="#555555", linestyle=":", label=reference_label)
+            axis.axvline(
+                reference[metric], color="#555555", linestyle=":", label=_as_written(reference_label)
+            )
             axis.legend(loc="best", fontsize="small")
-        axis.set(xlabel=metric, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+        axis.set(xlabel=_as_written(metric), yticks=range(len(arms)), ylim=(len(arms) - 0.5, -0.5))
+        axis.set_yticklabels([_as_written(str(label)) for label in arms])
         axis.grid(axis="y", visible=False)
     return figure
 
@@ -195,6 +203,7 @@ def curves_figure(
     axis
         Where to draw; a figure of its own if not given.
     """
+    frame = frame.assign(**{arm: frame[arm].astype(str).map(_as_written)})
     arms = list(dict.fromkeys(frame[arm]))
     colours, markers, dashes = arm_styles(arms)
     axis = axis or plt.subplots(figsize=(7, 4))[1]
@@ -202,7 +211,7 @@ def curves_figure(
         frame, x=x, y=y, hue=arm, style=arm, palette=colours, markers=markers, dashes=dashes,
         errorbar=("pi", 100), ax=axis, hue_order=arms, style_order=arms,
     )  # fmt: skip
-    axis.set(xlabel=x_label or x, ylabel=y_label or y)
+    axis.set(xlabel=x_label or _as_written(x), ylabel=y_label or _as_written(y))
     axis.legend(title=None, fontsize="small")
     return axis.figure
 

@@ -7,7 +7,6 @@ A chapter opens a `Record`, hands it measurements, figures and tables, and close
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ import numpy as np
 
 from lib.chapter import figures, findings, per_unit, tables
 from lib.chapter.tables import Html
-from lib.files import ROOT, file_hash, write_atomically
+from lib.files import ROOT, file_hash, parse_json, write_atomically
 from lib.ledger.archive import Piece, archived, largest
 from lib.ledger.evidence import (
     Artifact,
@@ -386,7 +385,7 @@ class Record:
 def _altered_in(folder: Path) -> tuple[str, ...] | None:
     """The parameters of a run that are not the scale's own, as `lib.run` notes them; None if nobody did."""
     try:
-        return tuple(json.loads((folder / "parameters.json").read_text(encoding="utf-8"))["altered"])
+        return tuple(parse_json((folder / "parameters.json").read_bytes())["altered"])
     except (OSError, ValueError, TypeError, LookupError):
         return None
 

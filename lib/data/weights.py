@@ -8,7 +8,7 @@ set does.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lib.data.dataset import DataSet, DataUnavailable
 from lib.data.packages import PackageFile
-from lib.listing import printable
+from lib.listing import first_few, printable
 
 # Layers of torchvision's `features` that are convolutions, in order.
 ALEXNET_CONVOLUTIONS = (0, 3, 6, 8, 10)
@@ -69,8 +69,22 @@ def _convolution(name: str, kernel: np.ndarray, bias: np.ndarray) -> dict[str, T
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict that torch saved, on the CPU; the file may hold tensors only (``weights_only``)."""
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    """A state dict that torch saved, on the CPU; the file may hold tensors only (``weights_only``).
+
+    Raises
+    ------
+    DataUnavailable
+        If it is damaged, asks for anything else, or is no mapping of names to tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no such file makes the unpickler stumble anywhere
+        raise DataUnavailable(f"{path} is no state dict: damaged, or not written by torch.save") from error
+    if not isinstance(state, Mapping):
+        raise DataUnavailable(f"{path} is no state dict but a {type(state).__name__}")
+    if strangers := [str(key) for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise DataUnavailable(f"{path} is no state dict: no tensors at {first_few(strangers)}")
+    return dict(state)
 
 
 def read_squeezenet(path: Path) -> dict[str, Tensor]:

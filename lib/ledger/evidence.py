@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
-from lib.files import syntax_digest, write_atomically
+from lib.files import parse_json, syntax_digest, write_atomically
 from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.paper_numbers import Provenance as NumberProvenance
 from lib.ledger.provenance import Provenance
@@ -33,6 +33,7 @@ ChapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ClaimId = Annotated[str, Field(pattern=r"^[A-Z][0-9]+[a-z]?$")]
 Anchor = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
+ParameterName = Annotated[str, Field(pattern=r"^\w+$")]
 ArtifactName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 ArtifactFile = Annotated[str, Field(pattern=r"^(figures|tables)/[a-z0-9][a-z0-9_-]*(\.[a-z]+)+$")]
 
@@ -234,7 +235,7 @@ class ChapterRecord(Schema):
     chapter: ChapterName
     scale: ScaleName
     settings: dict[str, Setting] = Field(default_factory=dict)
-    altered: tuple[str, ...] | None = None
+    altered: tuple[ParameterName, ...] | None = None
     claims: tuple[ClaimEvidence, ...]
     measurements: tuple[Measurement, ...]
     data: tuple[DataUsed, ...]
@@ -244,12 +245,16 @@ class ChapterRecord(Schema):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a file of this schema; ValueError in one line if it is anything else."""
+        content = Path(path).read_bytes()
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            parse_json(content)
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             raise ValueError(f"{Path(path).name}: {field or 'the file'}: {first['msg']}") from None
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: not JSON: {error}") from None
 
     def judged_by(self, ledger: Ledger) -> Self:
         """The same measurements under today's ledger: claims, rules and words may have changed since.

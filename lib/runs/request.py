@@ -39,7 +39,7 @@ from lib.runs.parameters import (
     short,
     suggest,
 )
-from lib.yaml_reader import parse_yaml, read_yaml
+from lib.yaml_reader import parse_yaml, read_yaml, utf8
 
 if TYPE_CHECKING:
     from lib.chapter.tables import Html
@@ -102,7 +102,7 @@ def read_chapter(chapter: str, root: Path | None = None) -> NotebookNode:
         raise RequestError(f"unknown chapter {chapter!r}{suggest(chapter, chapters(root))}")
     path = f"notebooks/{chapter}.md"
     try:
-        text = (root / path).read_text(encoding="utf-8-sig")
+        text = utf8((root / path).read_bytes(), path)
         if front := re.match(r"---\n(.*?\n)---\n", text, re.DOTALL):
             parse_yaml(f"\n{front[1]}", path)  # jupytext keeps the last of two keys, and names no line
         notebook = jupytext.reads(text, fmt="md:myst")

@@ -23,13 +23,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lib.files import remove_leftovers, write_atomically
+from lib.files import parse_json, remove_leftovers, write_atomically
 from lib.listing import one_line
 from lib.runs.execution import ChapterFailed, Watch, execute, section_seconds
 from lib.runs.fingerprint import fingerprint
 from lib.runs.parameters import PLACES, RequestError
 from lib.runs.request import Request, read_chapter
 
+# What network and other file systems without locks answer.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # What the system says of a folder that there may well be: another account, or another day, can write it.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
@@ -55,8 +57,8 @@ def damage(folder: Path) -> str:
         if not (folder / name).is_file() or not (folder / name).stat().st_size:
             return f"{name} is not there, or empty"
     try:
-        cells = json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        cells = parse_json((folder / "notebook.ipynb").read_bytes())["cells"]
+    except (OSError, ValueError, TypeError, LookupError) as error:
         return f"notebook.ipynb cannot be read: {one_line(error)}"
     return "" if cells else "notebook.ipynb has no cells"
 
@@ -64,8 +66,8 @@ def damage(folder: Path) -> str:
 def held(folder: Path) -> dict[str, Any]:
     """What the folder says that it holds; empty when it says nothing, or nothing of ours."""
     try:
-        found = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        found = parse_json((folder / "parameters.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     ours = {"chapter", "scale", "fingerprint", "commit"}
     return found if isinstance(found, dict) and ours <= found.keys() else {}
@@ -198,6 +200,10 @@ def _locked(folder: Path, chapter: str, say: Callable[[str], None]) -> Iterator[
     except Timeout:
         say(f"[{chapter}] waiting for the process that is running {shown(folder)}")
         lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        say(f"[{chapter}] this disk has no locks: start nothing else in {shown(folder)} meanwhile")
     try:
         yield
     finally:

@@ -35,6 +35,23 @@ def test_arms_figure_draws_every_seed_mean_and_interval():
     assert axis.get_xlabel() == "NDCG@10" and figure.get_facecolor() == (1, 1, 1, 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_are_no_formulas():
+    """Dollars and underscores of an arm's or a metric's name are shown as they are, in legends, too."""
+    names = ["_a", "$x_1$ or $y$", "US$ 5", "snake_case"]
+    frame = pd.DataFrame({"arm": names, "seed": 0, "step": 1, "a $b$": [1.0, 2.0, 3.0, 4.0]})
+    arms = arms_figure(frame, ["a $b$"], reference={"a $b$": 2.0}, reference_label="_$r$").axes[0]
+    curves = curves_figure(frame, "step", "a $b$").axes[0]
+    shown = {
+        "arms": [label for label in arms.get_yticklabels()],
+        "legend": curves.get_legend().get_texts(),
+        "others": [arms.xaxis.label, curves.yaxis.label, *arms.get_legend().get_texts()],
+    }
+    for texts, expected in zip(shown.values(), (names, names, ["a $b$", "a $b$", "_$r$"]), strict=True):
+        read = [text._preprocess_math(text.get_text()) for text in texts]
+        assert [(said.strip(), formula) for said, formula in read] == [(name, False) for name in expected]
+
+
 def test_seeds_bar_draws_seeds_mean_and_interval():
     axis = plt.subplots()[1]
     for place, values in enumerate([*VALUES.values(), []]):

@@ -77,6 +77,24 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert set(weights.read_arrays(path)) == {"conv/0", "conv/1"}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"conv.weight": torch.ones(2), "epoch": 3}, "no tensors at epoch"),
+        (torch.ones(2, 2), "but a Tensor"),
+        ({"conv": Runs()}, "damaged, or not written by torch.save"),
+        (b"", "damaged, or not written by torch.save"),
+        (b"<html>Please log in</html>", "damaged, or not written by torch.save"),
+    ],
+)
+def test_what_is_no_state_dict_is_one_line(tmp_path, content, said):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(DataUnavailable, match=f"weights.pth is no state dict.* {said}") as caught:
+        weights.read_state_dict(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
 SPOILT = {
     "longer than memory": b"\x8e" + b"\xff" * 8,
     "a key that is none": b"}]Ns.",

@@ -117,6 +117,27 @@ def test_a_signal_ends_the_kernel_and_keeps_checkpoints(tiny, tmp_path, number):
     assert (folder / "checkpoints/0").exists() and not (folder / "evidence.json").exists()
 
 
+def test_ctrl_c_before_anything_is_imported_is_no_traceback(tiny, tmp_path):
+    """Where a slow disk takes seconds for that."""
+    started = tiny.write(
+        "slow/argparse.py", "import os, time\nopen(os.environ['SEEN'], 'x')\ntime.sleep(60)\n"
+    )
+    process = start(tiny, tmp_path / "run", PYTHONPATH=str(started.parent), SEEN=str(tmp_path / "seen"))
+    wait_for((tmp_path / "seen").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT  # 130 in a shell
+
+
+def test_a_disk_without_locks_is_told(tiny, tmp_path):
+    """As network file systems without a lock server answer."""
+    refused = "import errno, fcntl\ndef flock(*_):\n    raise OSError(errno.ENOLCK, 'No locks available')\n"
+    tiny.write("lockless/sitecustomize.py", refused + "fcntl.flock = flock\n")
+    process = start(tiny, tmp_path / "run", PYTHONPATH=str(tiny.root / "lockless"))
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out + err
+    assert "[tiny] this disk has no locks: start nothing else in " in out
+
+
 def test_a_reader_who_goes_away_does_not_end_the_run(tiny, tmp_path):
     process = start(tiny, tmp_path / "run")
     process.stdout.close()

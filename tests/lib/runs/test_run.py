@@ -133,7 +133,11 @@ BAD_REQUESTS = [
     (["tiny", "-p", "value"], "argument -p: expected 2 arguments"),
     (["tiny", "-p", "data_dir", "s3://bucket/x"], "parameter data_dir: s3://bucket/x is an address"),
     (["tiny", "-p", "run_dir", "x"], "parameter run_dir is set by --out"),
-    (["tiny", "--threads", "0"], "--threads must be at least 1, got 0"),
+    *(
+        (["tiny", "--threads", count], f"argument --threads: must be 1 to 1024, got {count}")
+        for count in ("0", "-1", "99999999999", "1.5", "two")
+    ),
+    (["tiny", "--start-timeout", "99999999999"], "argument --start-timeout: must be 1 to 86400, got 9"),
     (["tiny", "--seeds", "1"], "unrecognized arguments: --seeds 1"),
     (["tiny", "--out", "lib"], "is not empty and holds no run"),
     (["tiny", "--out", "other"], "is not empty and holds no run"),
