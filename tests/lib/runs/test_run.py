@@ -152,7 +152,7 @@ BAD_REQUESTS = [
     (["tiny", "--out", "a\udcff"], " cannot be a folder: it is no UTF-8"),
     (["tiny", "--out", "~nobody-of-this-name/x"], " cannot be a folder: Could not determine home directory"),
     (["tiny", "--out", "s3://bucket/x"], "argument --out: s3://bucket/x is an address"),
-    (["tiny", "--start-timeout", "0"], "--start-timeout must be at least 1, got 0"),
+    (["tiny", "--start-timeout", "0"], "argument --start-timeout: must be 1 to 86400, got 0"),
     (["x" * 5000], "unknown chapter 'xxx"),
     ([], "which chapter?"),
 ]
