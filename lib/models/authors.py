@@ -19,10 +19,11 @@ from lib.listing import first_few
 Source = str | os.PathLike | Mapping
 
 
-def contents(source: Source) -> object:
+def contents(source: Source, *, also: Sequence[type] = ()) -> object:
     """What a file holds that torch saved, on the CPU; a mapping is what it is.
 
-    Files are read with ``weights_only=True``: a pickle can otherwise run any code.
+    Files are read with ``weights_only=True``: a pickle can otherwise run any code. ``also`` names
+    plain classes without such powers that a file may hold beside tensors (``argparse.Namespace``).
 
     Raises
     ------
@@ -43,7 +44,8 @@ def contents(source: Source) -> object:
             with ZipFile(path) as archive:
                 if archive.testzip() is not None:
                     raise BadZipFile
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(also)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (PermissionError, MemoryError):
         raise  # no fault of the file's
     except Exception as error:  # of any kind: what is no such file makes the unpickler stumble anywhere
@@ -53,7 +55,7 @@ def contents(source: Source) -> object:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[object]:
+def opened(source: Source, *, also: Sequence[type] = ()) -> Iterator[object]:
     """What `contents` returns; a ValueError about it names the file.
 
     Raises
@@ -61,7 +63,7 @@ def opened(source: Source) -> Iterator[object]:
     FileNotFoundError, PermissionError, ValueError
         As `contents`.
     """
-    held = contents(source)
+    held = contents(source, also=also)
     try:
         yield held
     except ValueError as error:

@@ -1,0 +1,1 @@
+"""Networks that draw: generators of pictures, and what is trained beside them."""
