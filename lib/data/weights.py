@@ -192,3 +192,22 @@ VGG16 = DataSet(
     ),
     read=read_vgg16,
 )
+
+
+def _lpips_heads(network: str, sha256: str) -> DataSet:
+    return DataSet(
+        name=f"Heads of LPIPS 0.1 ({network})",
+        licence="BSD-2-Clause",
+        citation=(
+            "Zhang, Isola, Efros, Shechtman & Wang, The Unreasonable Effectiveness of Deep Features as a "
+            "Perceptual Metric, CVPR 2018"
+        ),
+        homepage="https://richzhang.github.io/PerceptualSimilarity/",
+        sources=(PackageFile("lpips", f"weights/v0.1/{network}.pth", sha256, requirement="lpips==0.1.4"),),
+        read=read_state_dict,
+    )
+
+
+#: Five rows of weights, for `lib.metrics.images.LPIPS` on `ALEXNET` and on `VGG16`.
+LPIPS_ALEX = _lpips_heads("alex", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0")
+LPIPS_VGG = _lpips_heads("vgg", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868")
