@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,8 +29,8 @@ from lib.data.news_rows import Skipped, Tally, in_order
 from lib.data.news_text import Text, article_table, vocabulary
 from lib.listing import printable
 
-#: Rows read at once: 12 candidates each, of which Arrow and NumPy have a few copies.
-ROWS = 1 << 17
+#: Rows read at once; a user's history may have some hundred clicks, of which there are a few copies.
+ROWS = 1 << 15
 #: In place of a number or time that is null.
 MISSING = np.iinfo(np.int64).min
 
@@ -161,14 +162,14 @@ def read_impressions(
     users = {} if users is None else users
     behaviors = Tally(Path(folder) / "behaviors.parquet", "row")
     histories = Tally(Path(folder) / "history.parquet", "row")
-    rows_of = _Lookup(articles.ids[1:].astype(np.int64))
+    ids = pd.Index(articles.ids[1:].astype(np.int64))
     start = first_impression(behaviors.path)
-    who, ends, history = _read_history(histories, rows_of, start)
-    place_of = _Lookup(who)
+    who, ends, history = _read_history(histories, ids, start)
+    who = pd.Index(who)
     numbers = np.array([0, *(users.setdefault(user, len(users) + 1) for user in who.tolist())])
     parts: list[tuple[np.ndarray, ...]] = []
     for first, batch in _batches(behaviors.path, _BEHAVIORS, behaviors):
-        keep, candidate, clicked, sizes, place = _labelled(first, batch, rows_of, place_of, behaviors)
+        keep, candidate, clicked, sizes, place = _labelled(first, batch, ids, who, behaviors)
         parts.append((batch["impression_time"][keep], place[keep], sizes[keep], candidate, clicked))
     time, place, sizes, candidate, clicked = map(np.concatenate, zip(*parts, strict=True))
     del parts
@@ -220,7 +221,7 @@ def read_vectors(path: Path, articles: Articles) -> tuple[np.ndarray, Skipped]:
     FileNotFoundError, UnexpectedFormat
         As `read_articles`; or no vector of a known article.
     """
-    rows_of = _Lookup(articles.ids[1:].astype(np.int64))
+    ids = pd.Index(articles.ids[1:].astype(np.int64))
     others = [name for name in _opened(path).schema_arrow.names if name != "article_id"]
     if len(others) != 1:
         raise UnexpectedFormat(path, f"one column beside article_id is expected, not {len(others)}")
@@ -228,7 +229,7 @@ def read_vectors(path: Path, articles: Articles) -> tuple[np.ndarray, Skipped]:
     table = np.zeros((len(articles) + 1, 0), np.float32)
     for first, batch in _batches(path, {"article_id": "whole numbers", others[0]: "lists of numbers"}, tally):
         values, sizes, _ = batch[others[0]]
-        rows = rows_of(batch["article_id"])
+        rows = ids.get_indexer(batch["article_id"]) + 1
         if not table.size and sizes.any():
             table = np.zeros((len(articles) + 1, sizes[sizes > 0][0]), np.float32)
         length = table.shape[1]
@@ -245,21 +246,7 @@ def read_vectors(path: Path, articles: Articles) -> tuple[np.ndarray, Skipped]:
     return table, tally.skipped()
 
 
-class _Lookup:
-    """Places from 1 of whole numbers; 0 for those that are not there."""
-
-    def __init__(self, numbers: np.ndarray) -> None:
-        self.order = np.argsort(numbers)
-        self.sorted = numbers[self.order]
-
-    def __call__(self, wanted: np.ndarray) -> np.ndarray:
-        if not len(self.sorted):
-            return np.zeros(len(wanted), np.int32)
-        place = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
-        return np.where(self.sorted[place] == wanted, self.order[place] + 1, 0).astype(np.int32)
-
-
-def _read_history(tally: Tally, rows_of: _Lookup, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_history(tally: Tally, ids: pd.Index, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users (H,), where their clicks end (H+1,), and all clicks, oldest first."""
     who, sizes_of, history = [], [], []
     seen: set[int] = set()
@@ -275,20 +262,20 @@ def _read_history(tally: Tally, rows_of: _Lookup, start: int) -> tuple[np.ndarra
         }
         keep = _without(first, reasons, tally)
         owner = np.repeat(np.arange(len(user)), sizes)
-        rows = rows_of(article[keep[owner]])
+        rows = ids.get_indexer(article[keep[owner]]) + 1
         time, owner = time[np.repeat(keep, times)], owner[keep[owner]]
         order = np.lexsort((time, owner))
         order = order[(rows[order] > 0) & (time[order] < start) & (time[order] != MISSING)]
         who.append(user[keep])
         sizes_of.append(np.bincount(owner[order], minlength=len(user))[keep])
-        history.append(rows[order])
+        history.append(rows[order].astype(np.int32))
     if not who:
         raise UnexpectedFormat(tally.path, "it is empty")
     return np.concatenate(who), np.append(0, np.cumsum(np.concatenate(sizes_of))), np.concatenate(history)
 
 
 def _labelled(
-    first: int, batch: Mapping[str, np.ndarray | Lists], rows_of: _Lookup, place_of: _Lookup, tally: Tally
+    first: int, batch: Mapping[str, np.ndarray | Lists], ids: pd.Index, who: pd.Index, tally: Tally
 ) -> tuple[np.ndarray, ...]:
     """Which rows are impressions, their candidates and clicks; and of all rows sizes and users' places."""
     user = batch["user_id"]
@@ -297,11 +284,12 @@ def _labelled(
         batch["article_ids_clicked"],
     )
     owner, of_click = np.repeat(np.arange(len(user)), sizes), np.repeat(np.arange(len(user)), clicks)
-    candidate, place = rows_of(shown), place_of(user)
-    count = len(rows_of.sorted) + 1
-    keys, click_keys = owner * count + candidate, of_click * count + rows_of(click)
-    clicked = np.isin(keys, click_keys)
-    elsewhere = ~np.isin(click_keys, keys)
+    candidate, place = ids.get_indexer(shown) + 1, who.get_indexer(user) + 1
+    count = len(ids) + 1
+    keys = owner * count + candidate
+    click_keys = of_click * count + ids.get_indexer(click) + 1
+    clicked = pd.Index(keys).isin(click_keys)
+    elsewhere = ~pd.Index(click_keys).isin(keys)
     reasons = {
         "impression_time is missing": batch["impression_time"] == MISSING,
         "user_id is missing": user == MISSING,
@@ -314,7 +302,7 @@ def _labelled(
         "its user has no history": place == 0,
     }
     keep = _without(first, reasons, tally)
-    return keep, candidate[keep[owner]], clicked[keep[owner]], sizes, place
+    return keep, candidate[keep[owner]].astype(np.int32), clicked[keep[owner]], sizes, place
 
 
 def _without(first: int, reasons: Mapping[str, np.ndarray], tally: Tally) -> np.ndarray:
