@@ -16,6 +16,22 @@ from lib.streams import stream_seed
 HOUR, DAY = 3600, 86_400
 
 
+@dataclass(frozen=True, eq=False)
+class Reasons:
+    """Why the candidates of a world's log were clicked, (N,) each.
+
+    Attributes
+    ----------
+    logit : float64
+        Of each candidate's click, place included: what a perfect ranker would know, but for the luck.
+    taste : float64
+        The reader's part in it: what a perfect ranker by content would know.
+    """
+
+    logit: np.ndarray
+    taste: np.ndarray
+
+
 @dataclass(frozen=True)
 class NewsWorld:
     """How a service and its readers behave. Synthetic, ours.
@@ -85,15 +101,15 @@ class NewsWorld:
         if self.candidates > self.articles_per_day * min(self.alive_days, 2) / 2:
             raise ValueError(f"{self.candidates} candidates are too many for so few articles alive")
 
-    def draw(self, seed: int) -> tuple[ImpressionLog, np.ndarray]:
+    def draw(self, seed: int) -> tuple[ImpressionLog, Reasons]:
         """One history of the service.
 
         Returns
         -------
         log : ImpressionLog
             Times in seconds from the service's beginning; candidates in shuffled order, as logs have them.
-        logit : array (N,) float64
-            Of each candidate's click, place included: what a perfect ranker would know, but for the luck.
+        reasons : Reasons
+            Of its candidates.
         """
         draw = np.random.default_rng(stream_seed(seed, "news world"))
         articles, quality, burst = self._articles(draw)
@@ -105,7 +121,7 @@ class NewsWorld:
         place_cost = self.position * np.log1p(np.arange(self.candidates))
         begin = np.searchsorted(published[1:], time - int(self.alive_days * DAY)) + 1
         end = np.searchsorted(published[1:], time, "right") + 1
-        shown, clicked, logits, kept = [], [], [], []
+        shown, clicked, logits, tastes, kept = [], [], [], [], []
         for i, t in enumerate(time):
             alive = np.arange(begin[i], end[i])
             weight = -(t - published[alive]) / DAY + self.feedback * np.log1p(clicks[alive])
@@ -113,7 +129,8 @@ class NewsWorld:
             rows = alive[draw.permutation(order)]  # the service's places are no ranking of its own weights
             age = (t - published[rows]) / DAY
             pull = quality[rows] + burst[rows] * np.exp(-age / self.breaking_days)
-            logit = self.base + self.taste * taste[user[i], category[rows]] + self.quality * pull
+            liked = self.taste * taste[user[i], category[rows]]
+            logit = self.base + liked + self.quality * pull
             logit = logit - self.ageing * age - place_cost[: len(rows)]
             hit = draw.random(len(rows)) < 1 / (1 + np.exp(-logit))
             if not hit.any():
@@ -125,8 +142,10 @@ class NewsWorld:
             shown.append(rows[mixed])
             clicked.append(hit[mixed])
             logits.append(logit[mixed])
+            tastes.append(liked[mixed])
             kept.append(i)
-        return self._log(time[kept], user[kept], shown, clicked, articles), np.concatenate(logits)
+        log = self._log(time[kept], user[kept], shown, clicked, articles)
+        return log, Reasons(np.concatenate(logits), np.concatenate(tastes))
 
     def _articles(self, draw: np.random.Generator) -> tuple[Articles, np.ndarray, np.ndarray]:
         """All articles by publication, with their hidden quality and burst; row 0 is none."""

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from lib.models.authors import Source, opened, require_fit
 from lib.models.recommenders.dot_product_attention import blocked_logit, merge_heads, split_heads
 from lib.models.recommenders.news_checkpoints import convolutions_over_words, renamed, table_shape
-
-Batch = Mapping[str, Tensor]
+from lib.models.recommenders.news_scorer import Batch, NewsScorer
 
 
 class AdditiveAttention(nn.Module):
@@ -93,7 +92,7 @@ class TextCNN(nn.Module):
         return self.additive_attention(features, known)
 
 
-class NewsRecommender(nn.Module):
+class NewsRecommender(NewsScorer):
     """Scores ⟨user, article⟩ of candidates; subclasses say how articles and users are encoded.
 
     A batch has, beside what a subclass reads of an article (a row each of the n distinct ones):
@@ -128,30 +127,21 @@ class NewsRecommender(nn.Module):
         known = tokens != 0 if self.mask_words else None
         return self.dropout(self.word_embedding(tokens)), known
 
-    def encode_news(self, batch: Batch) -> Tensor:
-        """All articles of a batch, (n, D)."""
-        raise NotImplementedError
-
     def encode_user(self, clicked: Tensor, known: Tensor, batch: Batch) -> Tensor:
         """Users (B, D) from the articles they clicked (B, H, D), of which ``known`` (B, H) are there."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Scores (B, C); −∞ where there is no candidate."""
-        news = self.encode_news(batch)
-        history, candidates = batch["history"], batch["candidates"]
+    def represent(self, news: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Users (B, D) and candidates (B, C, D) of encoded articles (n, D)."""
+        history = batch["history"]
         user = self.encode_user(news[history.clamp(min=0)], history >= 0, batch)
-        scores = (news[candidates.clamp(min=0)] @ user.unsqueeze(-1)).squeeze(-1)
-        return scores.masked_fill(candidates < 0, -torch.inf)
+        return user, news[batch["candidates"].clamp(min=0)]
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Softmax cross-entropy of the first candidate, the clicked one, against the others."""
-        return clicked_first_loss(self(batch))
-
-
-def clicked_first_loss(scores: Tensor) -> Tensor:
-    """−log softmax of column 0 of (B, 1+K), over the batch; candidates of score −∞ are not there."""
-    return -torch.log_softmax(scores, -1)[:, 0].mean()
+    def score(self, news: Tensor, batch: Batch) -> Tensor:
+        """Scores (B, C) from encoded articles (n, D); −∞ where there is no candidate."""
+        user, candidates = self.represent(news, batch)
+        scores = (candidates @ user.unsqueeze(-1)).squeeze(-1)
+        return scores.masked_fill(batch["candidates"] < 0, -torch.inf)
 
 
 class NRMS(NewsRecommender):

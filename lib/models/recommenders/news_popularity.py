@@ -1,7 +1,8 @@
-"""Contextual features in news recommenders: a simple module beside any content model, and PP-Rec.
+"""Contextual features in news recommenders: a simple module beside any content model, deeper uses, and PP-Rec.
 
 The simple module (`ContextualScorer`, `WithContext`) is ours, after the abstract of Cho et al. 2021 (arXiv
-2112.14370), which says that theirs is simple and no more. PP-Rec: Qi et al., "PP-Rec: News Recommendation
+2112.14370), which says that theirs is simple and no more; so are the deeper uses of the same features that
+it is compared with (`DeepContext`). PP-Rec: Qi et al., "PP-Rec: News Recommendation
 with Personalized User Interest and Time-aware News Popularity", ACL 2021 (arXiv 2106.01300), after its
 program (github.com/taoqi98/PP-Rec, MIT licence).
 """
@@ -14,15 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.models.recommenders.dot_product_attention import blocked_logit
-from lib.models.recommenders.news import (
-    Batch,
-    MultiHeadSelfAttention,
-    NewsRecommender,
-    clicked_first_loss,
-)
+from lib.models.recommenders.news import MultiHeadSelfAttention, NewsRecommender
+from lib.models.recommenders.news_scorer import Batch, NewsScorer
 
 
-class ContextualScorer(nn.Module):
+class ContextualScorer(NewsScorer):
     """Scores from contextual features alone: no user, no text. O(1) per candidate.
 
     Each feature's bucket has an embedding; a network with one hidden layer makes a number of them.
@@ -48,17 +45,17 @@ class ContextualScorer(nn.Module):
         columns = context.unbind(-1)
         return torch.cat([table(column) for table, column in zip(self.embeddings, columns, strict=True)], -1)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Scores (B, C); −∞ where there is no candidate."""
+    def encode_news(self, batch: Batch) -> Tensor:
+        """Nothing, (0, 0): no article is read."""
+        return self.output.weight.new_zeros(0, 0)
+
+    def score(self, news: Tensor, batch: Batch) -> Tensor:
+        """Scores (B, C), whatever the articles say; −∞ where there is no candidate."""
         scores = self.output(torch.relu(self.hidden(self.embed(batch["context"])))).squeeze(-1)
         return scores.masked_fill(batch["candidates"] < 0, -torch.inf)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """As of `NewsRecommender`."""
-        return clicked_first_loss(self(batch))
 
-
-class WithContext(nn.Module):
+class WithContext(NewsScorer):
     """A content model whose scores a `ContextualScorer` adds to: s(u, c) + s(context of c).
 
     The addition cannot change how users or articles are encoded. With the scorer's output weights at 0 it is
@@ -69,16 +66,82 @@ class WithContext(nn.Module):
         super().__init__()
         self.content, self.context = content, context
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Scores (B, C); −∞ where there is no candidate."""
-        return self.content(batch) + self.context(batch)
+    def encode_news(self, batch: Batch) -> Tensor:
+        """As the content model."""
+        return self.content.encode_news(batch)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """As of `NewsRecommender`."""
-        return clicked_first_loss(self(batch))
+    def score(self, news: Tensor, batch: Batch) -> Tensor:
+        """Scores (B, C) from encoded articles; −∞ where there is no candidate."""
+        return self.content.score(news, batch) + self.context.score(news, batch)
 
 
-class PPRec(nn.Module):
+class DeepContext(NewsScorer):
+    """A content model with the same buckets used more deeply: what the simple module is compared with.
+
+    * ``"article"``: context is a part of what an article is, s = ⟨u, W [n; e]⟩;
+    * ``"gate"``: each user weighs the two, s = η·⟨u, n⟩ + (1 − η)·s(context) with η = σ(MLP(u)), PP-Rec's gate;
+    * ``"network"``: a network judges all together, s = MLP[u; n; u∘n; e].
+
+    Reads what the content model reads and ``context`` (B, C, F), as `ContextualScorer`.
+
+    Parameters
+    ----------
+    content : NewsRecommender
+    context : ContextualScorer
+        Its embeddings are e; its network is used by ``"gate"`` only.
+    size : int
+        D, length of the content model's vectors.
+    fusion : {"article", "gate", "network"}
+    hidden_size : int
+        Of the networks.
+    """
+
+    def __init__(
+        self,
+        content: NewsRecommender,
+        context: ContextualScorer,
+        size: int,
+        *,
+        fusion: str,
+        hidden_size: int = 128,
+    ) -> None:
+        super().__init__()
+        features = context.hidden.in_features
+        networks = {
+            "article": lambda: nn.Linear(size + features, size),
+            "gate": lambda: _tanh_network(size, (hidden_size, hidden_size // 2)),
+            "network": lambda: nn.Sequential(
+                nn.Linear(3 * size + features, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1)
+            ),
+        }
+        if fusion not in networks:
+            raise ValueError(f"fusion must be one of {', '.join(networks)}, got {fusion!r}")
+        self.content, self.context, self.fusion = content, context, fusion
+        self.network = networks[fusion]()
+
+    def encode_news(self, batch: Batch) -> Tensor:
+        """As the content model."""
+        return self.content.encode_news(batch)
+
+    def score(self, news: Tensor, batch: Batch) -> Tensor:
+        """Scores (B, C) from encoded articles; −∞ where there is no candidate."""
+        user, candidates = self.content.represent(news, batch)
+        if self.fusion == "gate":
+            share = torch.sigmoid(self.network(user))
+            personal = (candidates @ user.unsqueeze(-1)).squeeze(-1)
+            scores = share * personal + (1 - share) * self.context.score(news, batch)
+        else:
+            context = self.context.embed(batch["context"])
+            if self.fusion == "article":
+                scores = (self.network(torch.cat([candidates, context], -1)) @ user.unsqueeze(-1)).squeeze(-1)
+            else:
+                users = user.unsqueeze(1).expand_as(candidates)
+                together = torch.cat([users, candidates, users * candidates, context], -1)
+                scores = self.network(together).squeeze(-1)
+        return scores.masked_fill(batch["candidates"] < 0, -torch.inf)
+
+
+class PPRec(NewsScorer):
     """PP-Rec: popularity predicted from content, recency and click-through rate, in scores and in the user.
 
     Score = η·⟨u, n⟩ + (1 − η)·(w·ctr + p) with
@@ -150,28 +213,30 @@ class PPRec(nn.Module):
         weights = torch.softmax(logits.masked_fill(~known, blocked_logit(logits.dtype)), -1) * known
         return (weights.unsqueeze(-2) @ attended).squeeze(-2)
 
-    def popularity(self, batch: Batch) -> Tensor:
-        """Predicted popularity of the candidates without their rates, (B, C)."""
-        news = self.popularity_encoder.encode_news(batch)[batch["candidates"].clamp(min=0)]
+    def popularity(self, news: Tensor, batch: Batch) -> Tensor:
+        """Predicted popularity of the candidates without their rates, (B, C), from their own vectors (n, D)."""
+        news = news[batch["candidates"].clamp(min=0)]
         level = (batch["age"] // 2).long().clamp(0, self.recency_embedding.num_embeddings - 1)
         recency = self.recency_embedding(level)
         gate = torch.sigmoid(self.popularity_gate(torch.cat([news, recency], -1)))
         predicted = (1 - gate) * self.content_popularity(news) + gate * self.recency_popularity(recency)
         return predicted.squeeze(-1)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Scores (B, C); −∞ where there is no candidate."""
-        news = self.encoder.encode_news(batch)
+    def encode_news(self, batch: Batch) -> Tensor:
+        """All articles of a batch by both encoders, (n, 2D)."""
+        encoders = (self.encoder, self.popularity_encoder)
+        return torch.cat([encoder.encode_news(batch) for encoder in encoders], 1)
+
+    def score(self, news: Tensor, batch: Batch) -> Tensor:
+        """Scores (B, C) from articles encoded twice (n, 2D); −∞ where there is no candidate."""
+        news, popular = news.chunk(2, 1)
         history, candidates = batch["history"], batch["candidates"]
         user = self.encode_user(news[history.clamp(min=0)], history >= 0, batch["history_ctr"])
         personal = (news[candidates.clamp(min=0)] @ user.unsqueeze(-1)).squeeze(-1)
         share = torch.sigmoid(self.personal_gate(user))
-        scores = share * personal + (1 - share) * (self.ctr_weight * batch["ctr"] + self.popularity(batch))
+        popularity = self.ctr_weight * batch["ctr"] + self.popularity(popular, batch)
+        scores = share * personal + (1 - share) * popularity
         return scores.masked_fill(candidates < 0, -torch.inf)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """As of `NewsRecommender`."""
-        return clicked_first_loss(self(batch))
 
 
 def _tanh_network(size: int, hidden_sizes: Sequence[int], *, bias: bool = True) -> nn.Sequential:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data.news import Articles, ImpressionLog
-from lib.data.news_context import FEATURES, Buckets, ContextFeatures
+from lib.data.news_context import FEATURES, Buckets, ContextFeatures, Feedback
 from lib.metrics.impressions import impression_metrics
 
 
@@ -123,6 +123,22 @@ def test_the_null_world_is_chance_and_the_leak_is_not():
     assert min(leaky) > max(online) and np.mean(leaky) > 0.55
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_questions_at_any_time_are_those_of_a_direct_count(options):
+    """Of articles that were no candidates then, at times before, within and after the log."""
+    log, draw = log_of(3), np.random.default_rng(3)
+    article, time = draw.integers(1, 9, 60), draw.integers(-500, 1500, 60)
+    asked = Feedback(log).before(article, time, **options)
+    shown_at, clicked, shown = log.candidate_time, log.clicked, log.candidate
+    for n, (a, t) in enumerate(zip(article, time, strict=True)):
+        seen = (shown_at < t) & (shown_at <= t - options.get("delay", 0))
+        seen &= shown_at >= t - options.get("window", 10**6)
+        seen &= shown_at <= options.get("until", 10**6)
+        assert asked.shown[n] == (seen & (shown == a)).sum()
+        assert asked.clicks[n] == (seen & (shown == a) & clicked).sum()
+        assert asked.share[n] == (clicked[seen].mean() if seen.any() else 0)
+
+
 def test_smoothing_goes_from_the_share_to_the_rate():
     counts = ContextFeatures(np.array([0, 10, 10**9]), np.array([0, 4, 10**8]), np.full(3, 0.2), np.zeros(3))
     assert counts.ctr(10.0).tolist() == pytest.approx([0.2, 0.3, 0.1])
@@ -146,14 +162,16 @@ def test_age_is_since_publication_or_first_appearance():
 
 
 def test_buckets_are_quantiles_of_the_training_part():
-    table = np.stack([np.arange(100.0), np.repeat([0.0, 1.0], 50)], 1)
+    table = np.stack([np.arange(100.0), np.repeat([0.0, 1.0], 50), -np.arange(100.0)], 1)
     shown = np.r_[0, np.ones(99, int)]
     buckets = Buckets.fit(table, shown, 4)
-    assert [edges.tolist() for edges in buckets.edges] == [[25.5, 50.0, 74.5], [0.0, 1.0]]
-    assert buckets.sizes == (5, 4)
-    found = buckets(np.array([[0.0, 0.0], [50.0, 1.0], [-5, 2.0], [99.0, -1.0]]), np.array([1, 1, 0, 7]))
-    assert found.tolist() == [[1, 2], [3, 3], [0, 0], [4, 1]]
-    assert found.max(0).tolist() == [4, 3]
+    ages = [-74.25, -49.5, -24.75]  # of all, those of articles that were never shown too
+    assert [edges.tolist() for edges in buckets.edges] == [[25.5, 50.0, 74.5], [0.0, 1.0], ages]
+    assert buckets.sizes == (5, 4, 5)
+    asked = np.array([[0.0, 0.0, 0.0], [50.0, 1.0, -50.0], [-5, 2.0, -1.0], [99.0, -1.0, -99.0]])
+    found = buckets(asked, np.array([1, 1, 0, 7]))
+    assert found.tolist() == [[1, 2, 4], [3, 3, 2], [0, 0, 4], [4, 1, 1]]
+    assert found.max(0).tolist() == [4, 3, 4]
 
 
 @pytest.mark.parametrize(

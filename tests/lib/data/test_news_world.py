@@ -23,10 +23,10 @@ def drawn():
 
 
 def test_a_seed_is_one_history(drawn):
-    log, logit = drawn
+    log, reasons = drawn
     again, same = SMALL.draw(0)
     other, _ = SMALL.draw(1)
-    assert np.array_equal(again.candidate, log.candidate) and np.array_equal(same, logit)
+    assert np.array_equal(again.candidate, log.candidate) and np.array_equal(same.logit, reasons.logit)
     assert not np.array_equal(other.time, log.time)
 
 
@@ -55,7 +55,8 @@ def test_the_history_is_what_the_reader_clicked_before(drawn):
 def test_clicks_come_as_often_as_their_logits_say():
     """Where one click in an impression is all but certain, the forced ones hardly count."""
     world = replace(SMALL, base=-0.5, impressions=4000)
-    log, logit = world.draw(3)
+    log, reasons = world.draw(3)
+    logit = reasons.logit
     expected = 1 / (1 + np.exp(-logit))
     for low, high in ((0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9)):
         part = (expected >= low) & (expected < high)
@@ -66,7 +67,9 @@ def test_clicks_come_as_often_as_their_logits_say():
 @pytest.mark.parametrize("knob", ["taste", "quality", "ageing"])
 def test_each_reason_alone_decides(knob):
     """Only what the knob is about ranks better than chance, the true logits best of all."""
-    log, logit = replace(NULL, users=1000, **{knob: 2.0}).draw(4)  # whose tastes average out
+    log, reasons = replace(NULL, users=1000, **{knob: 2.0}).draw(4)  # whose tastes average out
+    logit = reasons.logit
+    assert np.ptp(reasons.taste - (logit if knob == "taste" else 0)) == pytest.approx(0, abs=1e-9)
     features = ContextFeatures.of(log, delay=3600)
     found = {"ctr": auc(features.ctr(), log), "freshness": auc(features.freshness(), log)}
     assert auc(logit, log) > 0.6
@@ -79,15 +82,15 @@ def test_each_reason_alone_decides(knob):
 
 
 def test_nothing_decides_in_the_null_world():
-    log, logit = NULL.draw(5)
-    assert np.ptp(logit) == 0
+    log, reasons = NULL.draw(5)
+    assert np.ptp(reasons.logit) == 0
     scores = [ContextFeatures.of(log, delay=3600).ctr(), log.articles.category[log.candidate]]
     assert all(abs(auc(score, log) - 0.5) < 0.02 for score in scores)
 
 
 def test_upper_places_are_preferred_and_the_log_does_not_tell_them():
-    log, logit = replace(NULL, position=2.0).draw(6)
-    assert auc(logit, log) > 0.7
+    log, reasons = replace(NULL, position=2.0).draw(6)
+    assert auc(reasons.logit, log) > 0.7
     assert abs(auc(np.tile(np.arange(SMALL.candidates), len(log)), log) - 0.5) < 0.02
 
 
@@ -102,8 +105,8 @@ def test_feedback_shows_the_clicked_more():
 
 def test_breaking_stories_are_clicked_while_they_break():
     world = replace(NULL, quality=2.0, breaking_share=0.1)
-    log, logit = world.draw(8)
-
+    log, reasons = world.draw(8)
+    logit = reasons.logit
     age = log.candidate_time - log.articles.published[log.candidate]
     young = age < 3600
     assert logit[young].mean() > logit[~young].mean() + 0.1

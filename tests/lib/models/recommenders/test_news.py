@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.models.recommenders.news import LSTUR, NAML, NRMS, AdditiveAttention, clicked_first_loss
+from lib.models.recommenders.news import LSTUR, NAML, NRMS, AdditiveAttention
+from lib.models.recommenders.news_scorer import clicked_first_loss
 
 ADDITIVE = {"attention_query_vector": (4,), "linear.bias": (4,)}
 

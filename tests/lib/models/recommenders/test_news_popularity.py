@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lib.models.recommenders.news import NRMS
-from lib.models.recommenders.news_popularity import ContextualScorer, PPRec, WithContext
+from lib.models.recommenders.news_popularity import ContextualScorer, DeepContext, PPRec, WithContext
 from tests.lib.models.recommenders.test_news import BATCH, small
 
 CONTEXT = {
@@ -78,7 +78,8 @@ def test_pp_rec_where_nothing_was_clicked_and_what_is_old():
     nobody = FULL | {"history": torch.full((1, 3), -1)}
     scores = network(nobody)
     share = torch.sigmoid(network.personal_gate(torch.zeros(6, dtype=torch.float64)))
-    expected = (1 - share) * (19 * CONTEXT["ctr"] + network.popularity(nobody))
+    popular = network.popularity_encoder.encode_news(nobody)
+    expected = (1 - share) * (19 * CONTEXT["ctr"] + network.popularity(popular, nobody))
     assert torch.allclose(scores, expected), "popularity alone"
     old = FULL | {"age": torch.tensor([[2.0, 1e6]], dtype=torch.float64)}
     level_1 = FULL | {"age": torch.tensor([[2.0, 3.0]], dtype=torch.float64)}
@@ -98,3 +99,28 @@ def test_pp_rec_where_nothing_was_clicked_and_what_is_old():
 def test_a_number_of_heads_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="num_heads must divide 6, the length of an article's vector, got 4"):
         PPRec(NRMS(3), NRMS(3), 6, num_heads=4)
+
+
+@pytest.mark.parametrize("fusion", ["article", "gate", "network"])
+def test_deeper_uses_are_their_formula_and_none_other(fusion):
+    """By hand for one user and candidate, and another fusion gives other scores."""
+    content, context = small("NRMS"), scorer()
+    network = DeepContext(content, context, 6, fusion=fusion).double().eval()
+    news = network.encode_news(FULL)
+    user, candidates = content.represent(news, FULL)
+    u, n, e = user[0], candidates[0, 0], context.embed(FULL["context"])[0, 0]
+    expected = {
+        "article": lambda: u @ (network.network.weight @ torch.cat([n, e]) + network.network.bias),
+        "gate": lambda: (
+            torch.sigmoid(network.network(u)) * (u @ n)
+            + (1 - torch.sigmoid(network.network(u))) * context(FULL)[0, 0]
+        ),
+        "network": lambda: network.network(torch.cat([u, n, u * n, e])),
+    }[fusion]()
+    assert network(FULL)[0, 0].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert network(FULL)[0, 0].item() != pytest.approx((u @ n + context(FULL)[0, 0]).item(), abs=1e-4)
+
+
+def test_an_unknown_fusion_is_refused():
+    with pytest.raises(ValueError, match="fusion must be one of article, gate, network, got 'mean'"):
+        DeepContext(small("NRMS"), scorer(), 6, fusion="mean")
