@@ -112,7 +112,7 @@ class NewsWorld:
             Of its candidates.
         """
         draw = np.random.default_rng(stream_seed(seed, "news world"))
-        articles, quality, burst = self._articles(draw)
+        articles, quality, burst = self._articles(draw, self._topics(seed))
         category, published = articles.category, articles.published
         taste = draw.normal(size=(self.users + 1, self.categories + 1))
         time = np.sort(draw.integers(2 * DAY, self.days * DAY, self.impressions))
@@ -147,7 +147,46 @@ class NewsWorld:
         log = self._log(time[kept], user[kept], shown, clicked, articles)
         return log, Reasons(np.concatenate(logits), np.concatenate(tastes))
 
-    def _articles(self, draw: np.random.Generator) -> tuple[Articles, np.ndarray, np.ndarray]:
+    def word_vectors(self, seed: int, size: int) -> np.ndarray:
+        """What a large corpus of such texts would teach of each word: the counterpart of pretrained vectors.
+
+        Singular vectors of the positive pointwise mutual information of words in one text (Levy & Goldberg,
+        NeurIPS 2014), of an infinite corpus: the probabilities themselves. Scaled to a mean square of 1, as
+        PyTorch draws its tables.
+
+        Parameters
+        ----------
+        seed : int
+            As of `draw`.
+        size : int
+            At most ``words``.
+
+        Returns
+        -------
+        array (words + 1, size) float32
+            Row 0, for padding, is zero.
+        """
+        if not 1 <= size <= self.words:
+            raise ValueError(f"size must be in 1..{self.words}, the number of words, got {size}")
+        topics = self._topics(seed)
+        of = 1 + np.arange(self.categories).repeat(self.subcategories)
+        mixed = (topics[of] + topics[self.categories + 1 :]) / 2  # a text's words, by subcategory
+        joint, alone = mixed.T @ mixed / len(mixed), mixed.mean(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            information = np.nan_to_num(np.log(joint / np.outer(alone, alone)), neginf=0.0)
+        left, strength, _ = np.linalg.svd(np.maximum(information, 0))
+        vectors = left[:, :size] * np.sqrt(strength[:size])
+        vectors /= np.sqrt((vectors**2).mean())
+        return np.concatenate([np.zeros((1, size)), vectors]).astype(np.float32)
+
+    def _topics(self, seed: int) -> np.ndarray:
+        """Probabilities of the words in each category and subcategory, in rows from 1."""
+        draw = np.random.default_rng(stream_seed(seed, "news topics"))
+        return draw.dirichlet(np.full(self.words, 0.05), self.categories * (1 + self.subcategories) + 1)
+
+    def _articles(
+        self, draw: np.random.Generator, topics: np.ndarray
+    ) -> tuple[Articles, np.ndarray, np.ndarray]:
         """All articles by publication, with their hidden quality and burst; row 0 is none."""
         count = self.days * self.articles_per_day
         published = np.append(-1, np.sort(draw.integers(0, self.days * DAY, count)))
@@ -157,7 +196,7 @@ class NewsWorld:
         names += [f"topic {i}.{j}" for i in range(1, self.categories + 1) for j in range(self.subcategories)]
         subcategory = self.categories + 1 + (category[1:] - 1) * self.subcategories + level
         subcategory = np.append(0, subcategory)
-        topics = draw.dirichlet(np.full(self.words, 0.05), len(names) + 1).cumsum(1)
+        topics = topics.cumsum(1)
 
         def text(length: int) -> np.ndarray:
             of = np.where(draw.random((count, length)) < 0.5, category[1:, None], subcategory[1:, None])

@@ -29,20 +29,28 @@ class ContextualScorer(NewsScorer):
     ----------
     num_buckets : sequence of int
         Of each of the F features.
+    columns : sequence of int, optional
+        Which of the F it reads; all if not given.
     embedding_size, hidden_size : int
     """
 
     def __init__(
-        self, num_buckets: Sequence[int], *, embedding_size: int = 16, hidden_size: int = 32
+        self,
+        num_buckets: Sequence[int],
+        *,
+        columns: Sequence[int] | None = None,
+        embedding_size: int = 16,
+        hidden_size: int = 32,
     ) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_size) for size in num_buckets)
-        self.hidden = nn.Linear(len(num_buckets) * embedding_size, hidden_size)
+        self.columns = tuple(range(len(num_buckets)) if columns is None else columns)
+        self.embeddings = nn.ModuleList(nn.Embedding(num_buckets[c], embedding_size) for c in self.columns)
+        self.hidden = nn.Linear(len(self.columns) * embedding_size, hidden_size)
         self.output = nn.Linear(hidden_size, 1)
 
     def embed(self, context: Tensor) -> Tensor:
-        """(B, C, F) buckets to (B, C, F·E)."""
-        columns = context.unbind(-1)
+        """(B, C, F) buckets to (B, C, F'·E) of the F' columns that are read."""
+        columns = [context[..., column] for column in self.columns]
         return torch.cat([table(column) for table, column in zip(self.embeddings, columns, strict=True)], -1)
 
     def encode_news(self, batch: Batch) -> Tensor:

@@ -37,6 +37,15 @@ def test_the_contextual_score_by_hand():
     assert torch.isneginf(network(missing)[0, 1]) and torch.isfinite(network.loss(missing))
 
 
+def test_only_the_columns_asked_for_are_read():
+    torch.manual_seed(1)
+    network = ContextualScorer([3, 2], columns=[1], embedding_size=2, hidden_size=3).double()
+    changed = FULL | {"context": CONTEXT["context"].flip(1) * torch.tensor([1, 0]) + torch.tensor([0, 1])}
+    assert torch.equal(network(changed), network(FULL)), "the first column"
+    assert not torch.equal(network(FULL | {"context": CONTEXT["context"] * 0}), network(FULL))
+    assert len(network.embeddings) == 1 and network.embeddings[0].num_embeddings == 2
+
+
 @pytest.mark.parametrize("name", ["NRMS", "NAML", "LSTUR"])
 def test_the_module_adds_and_changes_nothing_else(name):
     content, context = small(name), scorer()
