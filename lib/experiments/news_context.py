@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from lib.data.news import ImpressionLog
 from lib.data.news_batches import CandidateContext, NewsBatches
@@ -38,8 +39,8 @@ CONTEXT_ONLY = "context only"
 #: Without parameters: the features themselves as scores.
 RULES = ("CTR", "popularity", "freshness")
 
-#: The floor of content models: how often the reader clicked the candidate's category.
-AFFINITY = "category affinity"
+#: Content without a network: shares of the candidate's category, and of its words, in what the reader clicked.
+AFFINITY, OVERLAP = "category affinity", "word overlap"
 
 WITH_MODULE = tuple(f"{name} + module" for name in CONTENT)
 
@@ -254,15 +255,12 @@ class NewsComparison:
         return self.metrics(scores, first, last)
 
     def test_rule(self, rule: str, features: ContextFeatures | None = None) -> pd.DataFrame:
-        """The same of a feature as the score, or of `AFFINITY`; ``features`` instead of the online ones."""
-        features = features or self.online
-        if rule == AFFINITY:
-            scores = category_affinity(self.log)
-        elif rule in RULES:
-            scores = features.table(self.alpha)[:, RULES.index(rule)]
-        else:
-            raise ValueError(f"rule must be one of {', '.join((*RULES, AFFINITY))}, got {rule!r}")
-        return self.test_scores(scores)
+        """The same of a feature as the score, of `AFFINITY` or `OVERLAP`; ``features`` for the online ones."""
+        if rule in (AFFINITY, OVERLAP):
+            return self.test_scores((category_affinity if rule == AFFINITY else word_overlap)(self.log))
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join((*RULES, AFFINITY, OVERLAP))}, got {rule!r}")
+        return self.test_scores((features or self.online).table(self.alpha)[:, RULES.index(rule)])
 
     def test_scores(self, scores: np.ndarray) -> pd.DataFrame:
         """The same of given scores of all candidates, (N,)."""
@@ -302,6 +300,34 @@ def category_affinity(log: ImpressionLog) -> np.ndarray:
         here = kind[log.candidate] == category
         scores[here] = share[log.impression[here]]
     return scores
+
+
+def word_overlap(log: ImpressionLog) -> np.ndarray:
+    """Cosine of each candidate's title and all that its reader clicked, words weighted by tf–idf.
+
+    The classic content-based recommender, which reads what NRMS reads. (N,) float64; 0 without a click.
+    """
+    titles = log.articles.title
+    rows = np.repeat(np.arange(len(titles)), titles.shape[1])
+    there = titles.ravel() > 0
+    ones = np.ones(int(there.sum()))
+    counts = sparse.csr_matrix(
+        (ones, (rows[there], titles.ravel()[there])), (len(titles), len(log.articles.words) + 1)
+    )
+    holding = np.bincount(counts.tocoo().col, minlength=counts.shape[1])
+    weighted = counts @ sparse.diags(np.log(len(titles) / np.maximum(holding, 1)))
+    norms = np.sqrt(weighted.multiply(weighted).sum(1)).A1
+    weighted = sparse.diags(1 / np.where(norms > 0, norms, 1)) @ weighted
+    # A reader's words until each impression are those of a part of the history.
+    sizes = log.history_end - log.history_begin
+    part = np.repeat(log.history_begin - np.append(0, np.cumsum(sizes))[:-1], sizes) + np.arange(sizes.sum())
+    clicked = sparse.csr_matrix(
+        (np.ones(len(part)), log.history[part], np.append(0, np.cumsum(sizes))), (len(log), len(titles))
+    )
+    readers = clicked @ weighted
+    lengths = np.sqrt(readers.multiply(readers).sum(1)).A1
+    readers = sparse.diags(1 / np.where(lengths > 0, lengths, 1)) @ readers
+    return readers[log.impression].multiply(weighted[log.candidate]).sum(1).A1
 
 
 def _on(device: str, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
