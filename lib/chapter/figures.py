@@ -216,6 +216,54 @@ def curves_figure(
     return axis.figure
 
 
+@_remembered
+def map_figure(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    panels: Sequence[tuple[str, str, str]],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    marked: Sequence[tuple[str, dict[str, float]]] = (),
+) -> Figure:
+    """Draw differences of two columns over a grid, a panel each: the mean over seeds, blue where the first leads.
+
+    Parameters
+    ----------
+    frame
+        One row per cell, and per seed.
+    x, y
+        Columns of the two axes.
+    panels
+        Title, and the columns whose difference is drawn.
+    x_label, y_label
+        With units; the columns' names if not given.
+    marked
+        A letter, and values of columns: it is put on the cell whose means are nearest to them.
+    """
+    means = frame.groupby([y, x]).mean(numeric_only=True)
+    differences = [(means[first] - means[second]).unstack(x) for _, first, second in panels]
+    limit = max(float(np.nanmax(np.abs(table))) for table in differences) or 1.0
+    rows = len(differences[0])
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(7, len(panels) * (1.2 + 0.5 * rows)), squeeze=False, sharex=True
+    )
+    for axis, table, (title, _, _) in zip(axes[:, 0], differences, panels, strict=True):
+        sns.heatmap(
+            table, annot=True, fmt="+.2f", center=0, vmin=-limit, vmax=limit, cmap="RdBu", ax=axis, cbar=False
+        )
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="", ylabel=y_label or y)
+        for letter, wanted in marked:
+            distance = sum((means[column] - value) ** 2 for column, value in wanted.items())
+            row, column = distance.idxmin()
+            place = (table.columns.get_loc(column) + 0.86, table.index.get_loc(row) + 0.78)
+            axis.text(*place, letter, ha="center", va="center", fontsize=10, weight="bold")
+    axes[-1, 0].set_xlabel(x_label or x)
+    return figure
+
+
 def seeds_bar(axis: Axes, place: float, values: Sequence[float], *, level: float = LEVEL, **style) -> None:
     """Draw a mean over seeds with its Student-t interval upright at ``place``, the seeds as points beside it.
 

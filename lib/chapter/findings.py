@@ -7,6 +7,8 @@ is none, this run's own. All of it is drawn from evidence, so a page is made aga
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -14,7 +16,7 @@ from matplotlib.figure import Figure
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
-from lib.chapter.figures import arms_figure
+from lib.chapter.figures import KINDS, arms_figure
 from lib.ledger.archive import Piece, strongest
 from lib.ledger.evidence import ClaimEvidence
 from lib.ledger.schema import SCALES
@@ -77,6 +79,34 @@ def found_figure(claim: ClaimEvidence) -> Figure:
     frame = pd.concat(frames).groupby(["arm", "seed"], sort=False).first().reset_index()
     label = claim.floor.arm if claim.floor else ""
     return arms_figure(frame, list(ruled), reference=floor, reference_label=label)
+
+
+def table_figure(table: pd.DataFrame, kind: str, options: Mapping[str, Any]) -> Figure:
+    """A figure of one of the book's kinds, drawn from a table of the strongest run there is.
+
+    Parameters
+    ----------
+    table : DataFrame
+    kind : str
+        Name of a function of `lib.chapter.figures`.
+    options : mapping
+        Its arguments by name.
+
+    Raises
+    ------
+    ValueError
+        No such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return KINDS[kind](table, **options)
+
+
+def strongest_table(name: str, own: Path, piece: Piece | None, root: Path) -> pd.DataFrame:
+    """A table of the archived run if it has it, else of the run in the folder `own`."""
+    file = f"tables/{name}.csv"
+    archived = piece is not None and any(file in artifact.files for artifact in piece.evidence.artifacts)
+    return pd.read_csv(root / piece.folder / file if archived else own / file)
 
 
 def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict[str, float | int | str]:

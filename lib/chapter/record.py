@@ -7,6 +7,7 @@ A chapter opens a `Record`, hands it measurements, figures and tables, and close
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import re
@@ -322,6 +323,17 @@ class Record:
         if claim_id not in strongest:
             raise ValueError(f"{claim_id} is not in the archive: judge it before its figure is drawn")
         return self._shown(findings.found_figure(strongest[claim_id]), f"found {claim_id}")
+
+    def table_figure(self, name: str, kind: str, **options: Any) -> ShownFigure:
+        """A figure of the book's kinds (`lib.chapter.figures`) from a table of the strongest run there is.
+
+        That is the archived run of the largest scale if it has a table ``name``, else this run's own.
+        """
+        if name not in self._artifacts:
+            raise ValueError(f"there is no table {name!r} yet: keep it before its figure is drawn")
+        table = findings.strongest_table(name, self.folder, largest(self._archive), self.root)
+        shows = json.dumps([name, kind, options], separators=(",", ":"))
+        return self._shown(findings.table_figure(table, kind, options), f"table-figure {shows}")
 
     def _strongest(self) -> dict[str, ClaimEvidence]:
         return findings.strongest_of(self._claims, self.scale, self._archive)

@@ -145,6 +145,25 @@ class ImpressionLog:
             articles=self.articles,
         )
 
+    def followed_by(self, later: ImpressionLog) -> ImpressionLog:
+        """This log and one of the same articles that begins where it ends: a service's next days.
+
+        Raises
+        ------
+        ValueError
+            Other articles, or an impression that is earlier than this log's last.
+        """
+        if later.articles is not self.articles:
+            raise ValueError("logs that follow each other need one table of articles")
+        both = {
+            name: np.concatenate([getattr(self, name), getattr(later, name)])
+            for name in ("time", "user", "candidate", "clicked", "history")
+        }
+        for name in ("history_begin", "history_end"):
+            both[name] = np.concatenate([getattr(self, name), getattr(later, name) + len(self.history)])
+        offsets = np.concatenate([self.offsets, later.offsets[1:] + self.offsets[-1]])
+        return ImpressionLog(offsets=offsets, articles=self.articles, **both)
+
     def recent_history(self, impressions: np.ndarray, length: int) -> np.ndarray:
         """The latest ``length`` articles clicked before each impression, oldest first, −1 where none is.
 

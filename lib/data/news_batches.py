@@ -123,7 +123,10 @@ class NewsBatches:
             places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
             epochs, place = np.divmod(places, len(clicks))
             chosen = np.concatenate(
-                [_order(len(clicks), self.seed, int(epoch))[place[epochs == epoch]] for epoch in np.unique(epochs)]
+                [
+                    _order(len(clicks), self.seed, int(epoch))[place[epochs == epoch]]
+                    for epoch in np.unique(epochs)
+                ]
             )
             draw = np.random.default_rng(stream_seed(self.seed, "negatives", step))
             impressions, positive = of[chosen], clicks[chosen]
@@ -134,9 +137,7 @@ class NewsBatches:
             keys = np.pad(keys, ((0, 0), (0, self.negatives)), constant_values=2.0)
             columns = np.pad(columns, ((0, 0), (0, self.negatives)), constant_values=-1)
             best = np.argsort(keys, 1)[:, : self.negatives]
-            drawn = np.where(
-                np.take_along_axis(keys, best, 1) < 2, np.take_along_axis(columns, best, 1), -1
-            )
+            drawn = np.where(np.take_along_axis(keys, best, 1) < 2, np.take_along_axis(columns, best, 1), -1)
             return self._batch(impressions, np.concatenate([positive[:, None], drawn], 1))
 
         return batch

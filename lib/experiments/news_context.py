@@ -20,7 +20,7 @@ from scipy import sparse
 
 from lib.data.news import ImpressionLog
 from lib.data.news_batches import CandidateContext, NewsBatches
-from lib.data.news_context import FEATURES, Buckets, ContextFeatures, Feedback
+from lib.data.news_context import Buckets, ContextFeatures, Feedback
 from lib.inspection import evaluating
 from lib.metrics.impressions import impression_metrics
 from lib.models.recommenders.news import LSTUR, NAML, NRMS, NewsRecommender
@@ -36,7 +36,7 @@ CONTENT = ("NRMS", "NAML", "LSTUR")
 
 CONTEXT_ONLY = "context only"
 
-#: Without parameters: the features themselves as scores.
+#: Without parameters: the features themselves as scores, in the order of `lib.data.news_context.FEATURES`.
 RULES = ("CTR", "popularity", "freshness")
 
 #: Content without a network: shares of the candidate's category, and of its words, in what the reader clicked.
@@ -68,9 +68,7 @@ class Split:
     def by_shares(cls, log: ImpressionLog, *, warm: float, validation: float, test: float) -> Split:
         """Shares of the impressions in the order of time; training has what the three leave."""
         count = len(log)
-        return cls(
-            int(warm * count), int((1 - test - validation) * count), int((1 - test) * count), count
-        )
+        return cls(int(warm * count), int((1 - test - validation) * count), int((1 - test) * count), count)
 
 
 @dataclass
@@ -126,6 +124,20 @@ class NewsComparison:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.learning_rates) - set(TRAINED)):
             raise ValueError(f"arm must be one of {', '.join(TRAINED)}, got {unknown[0]!r}")
+
+    def sizes(self) -> dict[str, int | float]:
+        """What the log holds, for a table."""
+        split, log = self.split, self.log
+        parts = {"warm-up": split.train, "training": split.validation - split.train}
+        parts |= {"validation": split.test - split.validation, "test": split.end - split.test}
+        test = slice(log.offsets[split.test], log.offsets[split.end])
+        sizes = {"articles": len(log.articles), "users": len(np.unique(log.user)), **parts}
+        sizes["clicks per candidate"] = round(float(log.clicked.mean()), 3)
+        seen = np.unique(log.candidate[: log.offsets[split.validation]])
+        sizes["new articles in test"] = round(
+            float(1 - np.isin(np.unique(log.candidate[test]), seen).mean()), 3
+        )
+        return sizes
 
     # --- features ---
 
@@ -245,7 +257,9 @@ class NewsComparison:
     def metrics(self, scores: np.ndarray, first: int, last: int) -> pd.DataFrame:
         """A row per impression from scores of the candidates of impressions ``first`` to before ``last``."""
         begin, end = self.log.offsets[first], self.log.offsets[last]
-        found = impression_metrics(scores, self.log.clicked[begin:end], self.log.offsets[first : last + 1] - begin)
+        found = impression_metrics(
+            scores, self.log.clicked[begin:end], self.log.offsets[first : last + 1] - begin
+        )
         return pd.DataFrame(found, index=pd.RangeIndex(first, last, name="impression"))
 
     def test(self, model: NewsScorer, seed: int, *, frozen: bool = False) -> pd.DataFrame:
@@ -268,10 +282,9 @@ class NewsComparison:
         return self.metrics(scores[part], self.split.test, self.split.end)
 
 
-assert len(RULES) == len(FEATURES)
-
-
-def scores_of(model: NewsScorer, batches: NewsBatches, first: int, last: int, device: str = "cpu") -> np.ndarray:
+def scores_of(
+    model: NewsScorer, batches: NewsBatches, first: int, last: int, device: str = "cpu"
+) -> np.ndarray:
     """Scores of all candidates of the impressions ``first`` to before ``last``; articles are encoded once."""
     begin = batches.log.offsets[first]
     scores = np.full(batches.log.offsets[last] - begin, np.nan)

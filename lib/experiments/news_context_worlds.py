@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -39,12 +38,20 @@ SHARES = {"warm": 0.125, "validation": 0.075, "test": 0.45}
 #: What a map's cell is measured with.
 MAP_ARMS = (CONTEXT_ONLY, "NAML", "NAML + module")
 
+#: What the map draws: a title, and the arms whose AUC are compared.
+MAP_PANELS = [
+    ("context only − NAML", CONTEXT_ONLY, "NAML"),
+    ("NAML + module − NAML", "NAML + module", "NAML"),
+]
+
+#: AUC on MIND that others published: NAML on its test week (Wu et al., ACL 2020, Table 3), and a contest
+#: report's gradient-boosted trees over the day before's click-through rates on its validation day.
+MIND = {"NAML": 0.6686, CONTEXT_ONLY: 0.692}
+
 Checkpoint = Callable[[str], Path | None]
 
 
-def in_world(
-    world: NewsWorld, seed: int, settings: Mapping[str, Any]
-) -> tuple[NewsComparison, Reasons]:
+def in_world(world: NewsWorld, seed: int, settings: Mapping[str, Any]) -> tuple[NewsComparison, Reasons]:
     """A world's log with what all arms share on it; ``settings`` are those of `NewsComparison`.
 
     Words come with the vectors that a large corpus of the world would teach.
@@ -57,9 +64,7 @@ def in_world(
 
 def untrained_scores(comparison: NewsComparison, reasons: Reasons) -> dict[str, pd.DataFrame]:
     """Metrics per test impression of the features themselves, of what is not trained, and of the ceilings."""
-    known = dict(
-        zip(CEILINGS, (reasons.taste, reasons.logit - reasons.taste, reasons.logit), strict=True)
-    )
+    known = dict(zip(CEILINGS, (reasons.taste, reasons.logit - reasons.taste, reasons.logit), strict=True))
     scores = {rule: comparison.test_rule(rule) for rule in (*RULES, AFFINITY, OVERLAP)}
     return scores | {name: comparison.test_scores(value) for name, value in known.items()}
 
@@ -68,13 +73,26 @@ def by_day(comparison: NewsComparison, scores: pd.DataFrame) -> pd.DataFrame:
     """Mean AUC per whole day since the end of training, with the number of impressions: day, AUC, impressions."""
     end = comparison.log.time[comparison.split.validation - 1]
     day = (comparison.log.time[scores.index] - end) // DAY
-    return scores["AUC"].groupby(day).agg(["mean", "size"]).set_axis(["AUC", "impressions"], axis=1).rename_axis("day")
+    return (
+        scores["AUC"]
+        .groupby(day)
+        .agg(["mean", "size"])
+        .set_axis(["AUC", "impressions"], axis=1)
+        .rename_axis("day")
+    )
 
 
 def leak_scores(comparison: NewsComparison) -> pd.Series:
     """Mean test AUC of ranking by click-through rate, for each of `COUNTS`."""
     until = comparison.limits(frozen=True)["until"]
-    limits = ({"delay": 0}, {"delay": 3600}, {"delay": 6 * 3600}, {"delay": DAY}, {"until": until}, {"future": True})
+    limits = (
+        {"delay": 0},
+        {"delay": 3600},
+        {"delay": 6 * 3600},
+        {"delay": DAY},
+        {"until": until},
+        {"future": True},
+    )
     found = {}
     for name, options in zip(COUNTS, limits, strict=True):
         features = ContextFeatures.of(comparison.log, **options)
@@ -94,6 +112,8 @@ def world_map(
     seed: int,
     settings: Mapping[str, Any],
     checkpoint: Checkpoint,
+    *,
+    impressions: int,
 ) -> pd.DataFrame:
     """Test AUC over how much the reader's taste and the articles' context decide.
 
@@ -109,15 +129,18 @@ def world_map(
         As for `in_world`.
     checkpoint
         File from which the training of this name continues, or None.
+    impressions
+        Of each world.
 
     Returns
     -------
-    A row per cell: seed, taste, context, and the AUC of `MAP_ARMS`, the three features and the ceilings.
+    A row per cell: seed, taste, context, and the AUC of `MAP_ARMS`, the three features, what reads content
+    without a network, and the ceilings.
     """
     rows = []
     for taste in tastes:
         for context in contexts:
-            world = replace(home, taste=taste, quality=context, ageing=context)
+            world = replace(home, impressions=impressions, taste=taste, quality=context, ageing=context)
             comparison, reasons = in_world(world, seed, settings)
             scores = untrained_scores(comparison, reasons)
             for arm in MAP_ARMS:
@@ -144,18 +167,21 @@ def by_seed(means: pd.DataFrame, metrics: Sequence[str]) -> dict[str, dict[str, 
 
 
 def by_impression(
-    scores: Mapping[tuple[str, int], pd.DataFrame], metrics: Sequence[str], suffix: str
+    scores: Mapping[tuple[str, int], pd.DataFrame], metrics: Mapping[str, str]
 ) -> dict[str, dict[str, pd.DataFrame]]:
     """What a rule is handed of one log: by metric and arm, a row per seed and a column per test impression.
 
-    Arms without randomness have one row. Impressions without a metric (no click) are left out.
+    Parameters
+    ----------
+    scores
+        Metrics per impression by arm and seed; arms without randomness have one seed.
+    metrics
+        The name that each of `METRICS` has in the ledger. Impressions without it (no click) are left out.
     """
     found: dict[str, dict[str, pd.DataFrame]] = {}
-    for metric in metrics:
-        arms: dict[str, dict[int, np.ndarray]] = {}
+    for metric, name in metrics.items():
+        arms: dict[str, dict[int, pd.Series]] = {}
         for (arm, seed), frame in scores.items():
             arms.setdefault(arm, {})[seed] = frame[metric].dropna()
-        found[metric + suffix] = {
-            arm: pd.DataFrame(rows).T.rename_axis("seed") for arm, rows in arms.items()
-        }
+        found[name] = {arm: pd.DataFrame(rows).T.rename_axis("seed") for arm, rows in arms.items()}
     return found

@@ -10,6 +10,7 @@ run (`lib.runs.fingerprint`).
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,13 @@ class _Page:
         mark = output.get("metadata", {}).get(tables.MARK)
         if not mark:
             return output
-        kind, *names = mark["shows"].split()
+        kind, _, shows = mark["shows"].partition(" ")
+        names = shows.split()
         output = copy.deepcopy(output)
         if kind in ("findings", "found"):
             output.data["image/png"] = self._picture(kind, names)
+        elif kind == "table-figure":
+            output.data["image/png"] = self._of_table(*json.loads(shows))
         elif kind == "figure":
             output.data["image/png"] = self._figure(*names) or output.data["image/png"]
         else:
@@ -165,6 +169,15 @@ class _Page:
         figures.use_style()
         claims = [self.strongest[name] for name in names]
         figure = findings.findings_figure(claims) if kind == "findings" else findings.found_figure(*claims)
+        picture = figures.shown(figure)
+        plt.close(figure)
+        return picture
+
+    def _of_table(self, name: str, kind: str, options: dict[str, object]) -> str:
+        """A figure from a table of the strongest run."""
+        figures.use_style()
+        table = findings.strongest_table(name, self.folder, self.largest, self.request.root)
+        figure = findings.table_figure(table, kind, options)
         picture = figures.shown(figure)
         plt.close(figure)
         return picture

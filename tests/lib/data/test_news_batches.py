@@ -43,7 +43,11 @@ def test_an_epoch_has_each_click_once_beside_unclicked_candidates_of_its_impress
         for n in range(min(16, clicks - rows)):
             shown = [int(batch["category"][r]) if r >= 0 else None for r in batch["candidates"][n]]
             assert shown[0] is not None
-            key = (int(batch["user"][n]), round(float(batch["age"][n, 0]), 4), tuple(batch["context"][n, 0].tolist()))
+            key = (
+                int(batch["user"][n]),
+                round(float(batch["age"][n, 0]), 4),
+                tuple(batch["context"][n, 0].tolist()),
+            )
             seen.append(key)
         rows += 16
     begin = log.offsets[50]
