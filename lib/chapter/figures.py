@@ -227,12 +227,12 @@ def map_figure(
     y_label: str = "",
     marked: Sequence[tuple[str, dict[str, float]]] = (),
 ) -> Figure:
-    """Draw differences of two columns over a grid, a panel each: the mean over seeds, blue where the first leads.
+    """Draw differences of two columns over a grid, a panel each; blue where the first leads.
 
     Parameters
     ----------
     frame
-        One row per cell, and per seed.
+        One row per cell and seed; drawn are means over seeds.
     x, y
         Columns of the two axes.
     panels
@@ -243,7 +243,8 @@ def map_figure(
         A letter, and values of columns: it is put on the cell whose means are nearest to them.
     """
     means = frame.groupby([y, x]).mean(numeric_only=True)
-    differences = [(means[first] - means[second]).unstack(x) for _, first, second in panels]
+    tables = frame.pivot_table(index=y, columns=x)
+    differences = [tables[first] - tables[second] for _, first, second in panels]
     limit = max(float(np.nanmax(np.abs(table))) for table in differences) or 1.0
     rows = len(differences[0])
     figure, axes = plt.subplots(

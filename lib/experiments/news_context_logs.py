@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.data.mind import read_behaviors, read_news
-from lib.data.news import ImpressionLog
+from lib.data.news_sets import NewsSet
 from lib.data.news_world import DAY
 from lib.data.rating_feed import ML_100K_FILMS, rating_feed
 from lib.data.word_vectors import read_word_vectors
@@ -26,12 +25,6 @@ from lib.experiments.news_context import (
     Split,
 )
 
-#: Folders of the training and the validation part, as the sets are published.
-FOLDERS = {
-    "mind-small": ("MINDsmall_train", "MINDsmall_dev"),
-    "mind-large": ("MINDlarge_train", "MINDlarge_dev"),
-}
-
 #: What is trained on films.
 FEED_ARMS = (CONTEXT_ONLY, *CONTENT, *WITH_MODULE)
 
@@ -39,65 +32,37 @@ Scores = dict[tuple[str, int], pd.DataFrame]
 Checkpoint = Callable[[str], Path | None]
 
 
-def news_log(dataset: str, data_dir: str | Path) -> tuple[ImpressionLog, Split, list[str]]:
-    """A real news log: training and validation part as one, split where the second begins.
-
-    Counters warm up on the first day; the last tenth of the training part is for validation.
-
-    Parameters
-    ----------
-    dataset
-        One of `FOLDERS`.
-    data_dir
-        Where its two folders lie.
-
-    Returns
-    -------
-    The log, the split, and what could not be read of its files.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        An unknown set; a file that is not there or not of its format.
-    """
-    if dataset not in FOLDERS:
-        raise ValueError(f"dataset must be one of {', '.join(FOLDERS)}, got {dataset!r}")
-    folders = [Path(data_dir) / name for name in FOLDERS[dataset]]
-    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-        raise FileNotFoundError(
-            f"{dataset} is not here: its terms forbid passing it on, so ask its publisher and unpack it to "
-            f"{' and '.join(missing)}"
-        )
-    articles, skipped = read_news([folder / "news.tsv" for folder in folders], min_word_count=2)
-    users: dict[str, int] = {}
-    parts = []
-    for folder in folders:
-        part, report = read_behaviors(folder / "behaviors.tsv", articles, users)
-        parts.append(part)
-        skipped = (*skipped, report)
-    log = parts[0].followed_by(parts[1])
-    test = len(parts[0])
-    warm = int(np.searchsorted(log.time, log.time[0] + DAY))
-    return log, Split(warm, int(0.9 * test), test, len(log)), [str(report) for report in skipped]
-
-
 def news_scores(
-    dataset: str,
-    data_dir: str | Path,
+    news: NewsSet,
     seeds: Sequence[int],
     settings: Mapping[str, Any],
     word_vectors: str,
     checkpoint: Checkpoint,
-) -> tuple[Scores, list[str]]:
-    """Metrics per test impression of all arms on a real news log, and what could not be read of its files.
+) -> Scores:
+    """Metrics per test impression of all arms on a real news log.
 
-    ``settings`` are those of `NewsComparison`; ``word_vectors`` is a file of `read_word_vectors`, or empty.
+    Counters warm up on the first day, the last tenth of the training part is for validation, and the set's
+    validation part is the test.
+
+    Parameters
+    ----------
+    news
+        Of `lib.data.news_sets.load_news`.
+    seeds
+        A training of each arm per seed.
+    settings
+        Those of `NewsComparison`.
+    word_vectors
+        A file of `lib.data.word_vectors.read_word_vectors`, or empty.
+    checkpoint
+        File from which the training of a name continues, or None.
     """
-    log, split, skipped = news_log(dataset, data_dir)
+    warm = int(np.searchsorted(news.log.time, news.log.time[0] + DAY))
+    split = Split(warm, int(0.9 * news.test), news.test, len(news.log))
     size = settings["word_size"]
-    vectors = read_word_vectors(word_vectors, log.articles.words, size) if word_vectors else None
-    comparison = NewsComparison(log, split, word_vectors=vectors, **settings)
-    return _scores(comparison, TRAINED, seeds, f"{dataset}, ", checkpoint), skipped
+    vectors = read_word_vectors(word_vectors, news.log.articles.words, size) if word_vectors else None
+    comparison = NewsComparison(news.log, split, word_vectors=vectors, **settings)
+    return _scores(comparison, TRAINED, seeds, f"{news.name}, ", checkpoint)
 
 
 def film_scores(
