@@ -39,7 +39,7 @@ class CandidateContext:
     features : ContextFeatures
         Of the same candidates.
     of_history : callable
-        Takes articles (B, H), −1 where there is none, and times (B, 1), and returns their click-through rates.
+        Takes articles (B, H), −1 where there is none, and times (B, 1); returns click-through rates (B, H).
     alpha : float
         Of the smoothed click-through rate.
     """
@@ -66,8 +66,8 @@ class NewsBatches:
         A user's latest clicks that a model sees.
     negatives : int
         K: unclicked candidates of the same impression beside each clicked one in training. Where an
-        impression has fewer, places stay empty (−1); recommenders-team/recommenders fills them with article 0,
-        yusanshi/news-recommendation leaves such clicks out.
+        impression has fewer, places stay empty (−1); recommenders-team/recommenders fills them with article
+        0, yusanshi/news-recommendation leaves such clicks out.
     batch_size : int
         Clicks, or impressions in tests.
     seed : int
@@ -93,11 +93,12 @@ class NewsBatches:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(self.context.buckets) != len(self.log.candidate):
             raise ValueError(
-                f"the context is of {len(self.context.buckets)} candidates, the log has {len(self.log.candidate)}"
+                f"the context is of {len(self.context.buckets)} candidates, "
+                f"the log has {len(self.log.candidate)}"
             )
 
     def training(self, first: int, last: int) -> Callable[[int], Batch]:
-        """Batches by step of the impressions ``first`` to before ``last``, one for each click in random order.
+        """Batches by step of the impressions ``first`` to before ``last``, a row a click, shuffled.
 
         The clicked candidate is in column 0. Every epoch has an order and negatives of its own; the last
         batch of an epoch is filled up from the next. Impressions without an unclicked candidate teach nothing

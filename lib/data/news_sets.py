@@ -86,7 +86,7 @@ def load_news(dataset: str, data_dir: str | Path, *, min_word_count: int = 2) ->
     wanted = dict.fromkeys((folder / name).resolve() for folder in folders for name in FILES[kind])
     if missing := [path for path in wanted if not path.is_file()]:
         raise DataUnavailable(
-            f"{dataset}: no {missing[0]}; its terms forbid passing it on: ask its publisher for it and unpack it "
+            f"{dataset}: no {missing[0]}; its terms forbid passing it on: ask its publisher and unpack it "
             f"to {data_dir}, so that it has {' and '.join(FOLDERS[dataset])}"
         )
     read = _mind if kind == "mind" else _eb_nerd

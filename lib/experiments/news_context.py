@@ -2,8 +2,8 @@
 
 Source: Cho et al., arXiv 2112.14370, of which the abstract could be read: naive models of click-through rate,
 popularity and freshness, a simple module of the same features beside content models, and deeper uses of them.
-What these are in detail is ours. Here is what is compared with what on one impression log; the worlds in which
-that is done are in `lib.experiments.news_context_worlds`.
+What these are in detail is ours. Here is what is compared with what on one impression log; the worlds in
+which that is done are in `lib.experiments.news_context_worlds`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONTEXT_ONLY = "context only"
 #: Without parameters: the features themselves as scores, in the order of `lib.data.news_context.FEATURES`.
 RULES = ("CTR", "popularity", "freshness")
 
-#: Content without a network: shares of the candidate's category, and of its words, in what the reader clicked.
+#: Content without a network: the candidate's category, or its words, in what the reader clicked.
 AFFINITY, OVERLAP = "category affinity", "word overlap"
 
 WITH_MODULE = tuple(f"{name} + module" for name in CONTENT)
@@ -269,7 +269,7 @@ class NewsComparison:
         return self.metrics(scores, first, last)
 
     def test_rule(self, rule: str, features: ContextFeatures | None = None) -> pd.DataFrame:
-        """The same of a feature as the score, of `AFFINITY` or `OVERLAP`; ``features`` for the online ones."""
+        """The same of a feature (online, if none are given), of `AFFINITY` or of `OVERLAP` as the score."""
         if rule in (AFFINITY, OVERLAP):
             return self.test_scores((category_affinity if rule == AFFINITY else word_overlap)(self.log))
         if rule not in RULES:

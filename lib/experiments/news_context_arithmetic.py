@@ -1,4 +1,4 @@
-"""What of the chapter on contextual features no training settles: inputs, agreement with public code, ties."""
+"""What no training settles of contextual features: inputs, agreement with public code, ties."""
 
 from __future__ import annotations
 

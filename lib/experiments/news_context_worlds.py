@@ -70,7 +70,7 @@ def untrained_scores(comparison: NewsComparison, reasons: Reasons) -> dict[str, 
 
 
 def by_day(comparison: NewsComparison, scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean AUC per whole day since the end of training, with the number of impressions: day, AUC, impressions."""
+    """Mean AUC and number of impressions by whole days since the end of training."""
     end = comparison.log.time[comparison.split.validation - 1]
     day = (comparison.log.time[scores.index] - end) // DAY
     return (

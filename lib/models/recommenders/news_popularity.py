@@ -1,4 +1,4 @@
-"""Contextual features in news recommenders: a simple module beside any content model, deeper uses, and PP-Rec.
+"""Contextual features in news recommenders: a simple module, deeper uses, and PP-Rec.
 
 The simple module (`ContextualScorer`, `WithContext`) is ours, after the abstract of Cho et al. 2021 (arXiv
 2112.14370), which says that theirs is simple and no more; so are the deeper uses of the same features that
@@ -87,7 +87,7 @@ class DeepContext(NewsScorer):
     """A content model with the same buckets used more deeply: what the simple module is compared with.
 
     * ``"article"``: context is a part of what an article is, s = ⟨u, W [n; e]⟩;
-    * ``"gate"``: each user weighs the two, s = η·⟨u, n⟩ + (1 − η)·s(context) with η = σ(MLP(u)), PP-Rec's gate;
+    * ``"gate"``: PP-Rec's gate, s = η·⟨u, n⟩ + (1 − η)·s(context) with η = σ(MLP(u));
     * ``"network"``: a network judges all together, s = MLP[u; n; u∘n; e].
 
     Reads what the content model reads and ``context`` (B, C, F), as `ContextualScorer`.
@@ -222,7 +222,7 @@ class PPRec(NewsScorer):
         return (weights.unsqueeze(-2) @ attended).squeeze(-2)
 
     def popularity(self, news: Tensor, batch: Batch) -> Tensor:
-        """Predicted popularity of the candidates without their rates, (B, C), from their own vectors (n, D)."""
+        """Popularity of the candidates (B, C) without their rates, from vectors (n, D) of its own encoder."""
         news = news[batch["candidates"].clamp(min=0)]
         level = (batch["age"] // 2).long().clamp(0, self.recency_embedding.num_embeddings - 1)
         recency = self.recency_embedding(level)
