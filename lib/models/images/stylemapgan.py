@@ -159,7 +159,7 @@ class SynthesisBlock(nn.Module):
 class Generator(nn.Module):
     """Style maps to images, and random vectors to style maps.
 
-    Of 256 pixels and a map of 8×8: 79 744 323 parameters, 221 G multiply-accumulates an image.
+    Of 256 pixels and a map of 8×8: 79 744 323 parameters, 211 G multiply-accumulates an image.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,18 @@ def test_other_files_are_refused_in_one_line(tmp_path, capsys):
         with pytest.raises(ValueError) as error:
             contents(path)
         assert str(error.value) == f"{path} is no checkpoint: it asks for {asks_for}"
+    assert not capsys.readouterr().out
+
+
+def test_plain_classes_that_are_named_are_read_and_no_others(tmp_path, capsys):
+    path = tmp_path / "file.pth"
+    torch.save({"a": Namespace(size=3, name="x")}, path)
+    assert contents(path, also=(Namespace,))["a"] == Namespace(size=3, name="x")
+    with pytest.raises(ValueError, match="it asks for argparse.Namespace$"):
+        contents(path)  # nor is it remembered
+    torch.save({"a": Namespace(size=Calls())}, path)
+    with pytest.raises(ValueError, match="it asks for print$"), opened(path, also=(Namespace,)):
+        pass
     assert not capsys.readouterr().out
 
 
