@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -40,8 +40,10 @@ from lib.ledger.archive import Piece  # noqa: E402
 from lib.listing import ESCAPES  # noqa: E402
 from lib.runs.parameters import PLACES, RequestError  # noqa: E402
 from lib.runs.presentation import Presented, present  # noqa: E402
+from lib.runs.private_paths import home, named  # noqa: E402
 from lib.runs.request import Request, resolve  # noqa: E402
 from lib.runs.sweep import simulation_folder  # noqa: E402
+from lib.yaml_reader import utf8  # noqa: E402
 
 DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
 GITHUB = re.compile(
@@ -147,7 +149,7 @@ def clean_notebook(text: str, name: str) -> str:
             shown = _assignments(source)
         elif "injected-parameters" in tags:
             changed = {
-                key: value
+                key: Path(value).name if str(value).startswith("/") else value
                 for key, value in _assignments(source).items()
                 if key not in PLACES and (key not in shown or shown[key] != value)
             }
@@ -228,9 +230,14 @@ def staged_files(root: Path, runs: dict[str, Presented], slug: str) -> dict[str,
         path for path in (root / "book").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}
     ]
     sources += (root / "lib").rglob("*.py")
-    for path in sources:
-        if path.exists():
-            files[path.relative_to(root).as_posix()] = path.read_bytes()
+    for path in filter(Path.exists, sources):
+        name = path.relative_to(root).as_posix()
+        files[name] = path.read_bytes()
+        if path.suffix in (".bib", ".css", ".md", ".py", ".yml"):
+            try:
+                files[name] = utf8(files[name], name).encode()
+            except ValueError as error:
+                raise BuildError(str(error)) from None
     for name, content in mathjax_files().items():
         files[f"book/_static/{name}"] = content
     problems = []
@@ -289,7 +296,9 @@ def render(source: Path, work: Path, log: Path) -> Path:
     return work / "_build" / "html"
 
 
-def check_pages(html: Path, pages: list[str], figures: dict[str, int], private: str = "") -> list[str]:
+def check_pages(
+    html: Path, pages: list[str], figures: dict[str, int], private: Iterable[Path] = ()
+) -> list[str]:
     """Problems of the built pages, one line each: missing page, error output, missing figure, private path.
 
     Parameters
@@ -300,8 +309,8 @@ def check_pages(html: Path, pages: list[str], figures: dict[str, int], private: 
         Page names of the table of contents.
     figures : dict of str to int
         Least number of figures that a page must show.
-    private : str
-        A path that no page may name (the folder the book was built in).
+    private : iterable of Path
+        Folders that no page may name (that the book was built in, and whoever builds it is at home in).
     """
     problems = []
     for page in pages:
@@ -325,8 +334,8 @@ def check_pages(html: Path, pages: list[str], figures: dict[str, int], private: 
         ]
         if len(sources) < figures.get(page, 0):
             problems.append(f"{page}: shows {len(sources)} figures, its run made {figures[page]}")
-        if private and private in text:
-            problems.append(f"{page}: names a folder of this machine ({private})")
+        if place := named(text, private):
+            problems.append(f"{page}: names a folder of this machine ({place})")
     return problems
 
 
@@ -419,7 +428,7 @@ def _build(root: Path, output: Path, scale: str, slug: str, resolve: Callable[..
         f"notebooks/{name}": sum(artifact.kind == "figure" for artifact in one.artifacts)
         for name, one in evidence.items()
     }
-    if problems := check_pages(built, pages, figures, private=str(root)):
+    if problems := check_pages(built, pages, figures, private=[root, *home()]):
         raise BuildError(*problems, f"the whole log: {output / 'book.log'}")
     publish(built, html)
     unfinished.unlink()

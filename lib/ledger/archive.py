@@ -82,7 +82,7 @@ def plan_file(chapter: str) -> str:
     return f"book/archive/{chapter}/plan.yml"
 
 
-def read_plan(text: str, where: str) -> tuple[PlannedRun, ...]:
+def read_plan(text: str | bytes, where: str) -> tuple[PlannedRun, ...]:
     """A plan from the text of its file; ValueError in one line that begins with `where`."""
     try:
         planned = TypeAdapter(tuple[PlannedRun, ...]).validate_python(parse_yaml(text, where))
@@ -105,7 +105,7 @@ def load_plan(chapter: str, root: Path | str | None = None) -> tuple[PlannedRun,
         In one line: not YAML, or which field breaks the schema.
     """
     path = Path(root or ROOT) / plan_file(chapter)
-    return read_plan(path.read_text(encoding="utf-8"), plan_file(chapter)) if path.is_file() else ()
+    return read_plan(path.read_bytes(), plan_file(chapter)) if path.is_file() else ()
 
 
 # --- what was archived -------------------------------------------------------------------------------------

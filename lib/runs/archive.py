@@ -36,6 +36,7 @@ from lib.ledger.provenance import git
 from lib.ledger.schema import load_ledger, read_ledger
 from lib.listing import plural
 from lib.runs.parameters import PLACES, RequestError, override, read_parameters
+from lib.runs.private_paths import first_named, home
 from lib.runs.request import Request, resolve
 from lib.runs.runner import held, shown
 from lib.yaml_reader import parse_yaml
@@ -110,6 +111,8 @@ def complete_run(folder: Path) -> CompleteRun:
         for file in artifact.files:
             if not (folder / file).is_file():
                 raise RequestError(f"{name}: {artifact.kind} {artifact.name!r}: {file} is not there")
+    if where := first_named(folder, [ROOT, folder.resolve(), *home()]):
+        raise RequestError(f"{name}: {where}, a folder of this machine")
     if evidence.provenance.commit is None:
         raise RequestError(f"{name} was not made from a git checkout")
     if evidence.provenance.dirty:

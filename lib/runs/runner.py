@@ -25,9 +25,11 @@ from filelock import FileLock, Timeout
 
 from lib.files import parse_json, remove_leftovers, write_atomically
 from lib.listing import one_line
+from lib.runs.domains import PATHS
 from lib.runs.execution import ChapterFailed, Watch, execute, section_seconds
 from lib.runs.fingerprint import fingerprint
-from lib.runs.parameters import PLACES, RequestError
+from lib.runs.parameters import PLACES, Parameter, RequestError
+from lib.runs.private_paths import first_named, home
 from lib.runs.request import Request, read_chapter
 
 # What network and other file systems without locks answer.
@@ -227,7 +229,8 @@ def _execute(
     from lib.ledger.provenance import git_state
 
     chapter, partial = request.chapter, folder / "notebook.partial.ipynb"
-    used = {name: value for name, value in request.parameters.items() if name not in PLACES}
+    used = {name: told(request.declared[name], value) for name, value in request.parameters.items()}
+    used = {name: value for name, value in used.items() if name not in PLACES}
     description = {"chapter": chapter, "scale": request.scale, "fingerprint": request.fingerprint}
     commit, _ = git_state(request.root)
     if commit is None and (request.root / ".git").exists():
@@ -255,7 +258,16 @@ def _execute(
         raise ChapterFailed("code or data that it measures with changed while it ran: run it again")
     counts = _record(folder, used, section_seconds(executed))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    places = [request.root, folder, Path(request.parameters["data_dir"]), *home()]
+    if where := first_named(folder, places):
+        say(f"[{chapter}] {where}, a folder of this machine: it is not archived, nor shown in the book")
     say(f"[{chapter}] complete · {time.monotonic() - began:.0f} s · {counts} · {shown(folder)}")
+
+
+def told(parameter: Parameter, value: Any) -> Any:
+    """A parameter's value as it is kept: a file or folder elsewhere by its name: its content counts."""
+    private = parameter.domain in PATHS and os.path.isabs(value)
+    return Path(value).name if private else value
 
 
 def _identity_now(request: Request) -> str:

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -169,8 +170,22 @@ PAGE = "<html><body><article><h1>Hi</h1>{}</article></body></html>"
 def test_wrong_pages_are_named(tmp_path, body, figures, problem):
     if body is not None:
         (tmp_path / "p.html").write_text(PAGE.format(body))
-    (found,) = builder.check_pages(tmp_path, ["p"], {"p": figures}, private="/home/me")
+    (found,) = builder.check_pages(tmp_path, ["p"], {"p": figures}, private=[Path("/home/me")])
     assert found.startswith(problem)
+
+
+def test_pages_in_another_encoding_are_named(small_root, made_up_request, tmp_path):
+    """Marks and line ends of other editors are not: Sphinx and its bibliography read UTF-8 alone."""
+    runs = builder.present_runs(small_root, ["template"], "smoke", made_up_request, tmp_path / "made")
+    for name in ("book/references.bib", "book/index.md"):
+        path = small_root / name
+        text = path.read_text(encoding="utf-8") + "% Käse\n"
+        path.write_bytes("\ufeff".encode() + text.replace("\n", "\r\n").encode())
+        assert builder.staged_files(small_root, runs, builder.DEFAULT_REPOSITORY)[name] == text.encode()
+        path.write_bytes(text.encode("latin-1", "replace"))
+        with pytest.raises(builder.BuildError, match=rf"^{name}, line \d+: not UTF-8; save it as UTF-8$"):
+            builder.staged_files(small_root, runs, builder.DEFAULT_REPOSITORY)
+        path.write_text(text)
 
 
 def test_an_empty_page_is_named(tmp_path):

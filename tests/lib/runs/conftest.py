@@ -52,7 +52,7 @@ record.judge("C3", {"seconds": {"method": [1.0, 1.1, 1.2], "baseline": [2.0 + se
 record.judge("E1", {"number": 4.0})
 record.numbers("E1", name="numbers")
 record.not_tested("C4")
-record.close()
+_ = record.close()
 ```
 """
 

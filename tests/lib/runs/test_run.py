@@ -236,7 +236,7 @@ def test_whatever_an_editor_made_of_a_chapter(project, request_run):
         ),
         (
             text.replace("A tiny", "A täny"),
-            "notebooks/tiny.md is not a MyST notebook: 'utf-8' codec can't decode",
+            "notebooks/tiny.md, line 9: not UTF-8; save it as UTF-8",
         ),
     ]:
         page.write_bytes(other.encode("latin-1"))
@@ -256,6 +256,37 @@ def test_whatever_an_editor_made_of_a_chapter(project, request_run):
         done = request_run("tiny")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
+
+
+def test_a_scale_is_read_whatever_saved_it(project, request_run):
+    path, text = project.root / "notebooks/scales/smoke/tiny.yml", "# Käse\nvalue: 2.5\n"
+    for content in (text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()):
+        path.write_bytes(content)
+        assert "value: 2.5\n" in request_run("tiny", "--scale", "smoke", "--dry-run").stdout
+    for content in (text.encode("latin-1"), text.encode("utf-16")):
+        path.write_bytes(content)
+        done = request_run("tiny", "--scale", "smoke", "--dry-run")
+        where = "notebooks/scales/smoke/tiny.yml, line 1"
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"python -m lib.run: {where}: not UTF-8; save it as UTF-8\n",
+        )
+
+
+def test_folders_of_this_machine_are_told_at_the_end_of_the_run(project, tmp_path):
+    """And what a parameter names elsewhere is kept by its name: its content is what counts."""
+    page, elsewhere = project.root / "notebooks/tiny.md", tmp_path / "of mine"
+    elsewhere.mkdir()
+    text = page.read_text().replace("crash: bool", 'photos: str = ""  # a folder or empty: mine\ncrash: bool')
+    page.write_text(text.replace("record.close()", "_ = record.close()"))
+    done = project.run("lib.run", "tiny", "-p", "photos", str(elsewhere))
+    assert done.returncode == 0 and "a folder of this machine" not in done.stdout, done.stderr
+    evidence = Evidence.load(only_run(project) / "evidence.json")
+    assert evidence.parameters["photos"] == "of mine" and evidence.altered == ("photos",)
+    page.write_text(text)  # whose last cell shows the path of a file
+    done = project.run("lib.run", "tiny", "--out", "mine")
+    told = [line for line in done.stdout.splitlines() if "a folder of this machine" in line]
+    assert len(told) == 1 and "[tiny] cell 9 of notebook.ipynb names " in told[0], done.stdout
 
 
 def test_a_long_scale_and_a_mapping_from_names_to_numbers(project, request_run):
