@@ -57,7 +57,7 @@ class Record:
 
     Wherever that is, from here on PyTorch has one thread, as the published runs have: for networks this small
     more are slower, and they sum in another order. ``OMP_NUM_THREADS`` in the environment asks for another
-    number.
+    number. Text in pandas is Python's, also where Arrow is installed, which compares mixed values otherwise.
 
     Parameters
     ----------
@@ -79,8 +79,11 @@ class Record:
     def __init__(
         self, chapter: str, *, scale: str, run_dir: str | Path = "", root: str | Path | None = None
     ) -> None:
+        import pandas as pd  # slow to import, and every chapter has it loaded
+
+        pd.options.mode.string_storage = "python"
         if "OMP_NUM_THREADS" not in os.environ:
-            import torch  # slow to import, and every chapter has it loaded
+            import torch  # as pandas
 
             torch.set_num_threads(1)
         self.root = Path(root or ROOT)

@@ -152,6 +152,9 @@ def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int, *
     options: dict = dict(palette="colorblind", dodge=True)
     sns.stripplot(techniques, x="error", y="step", hue="bits", ax=left, **options)
     left.set(xscale="log", xlabel="relative error of the logits", ylabel="")
+    sums = sums.astype(
+        {"spill": str}
+    )  # numbers and "end"; pandas compares no text in Arrow's storage with these
     sns.stripplot(sums, x="accuracy", y="split", hue="spill", ax=right, **options)
     right.set(xlabel=f"top-1 accuracy (%), {images} images", ylabel="outliers split at")
     mean = sums.query("split == '5 bits' and spill == 'end'")["accuracy"].mean()

@@ -54,6 +54,8 @@ def time_operators(
         "vision": _vision,
         "language": lambda batch: _language(batch, vocabulary),
     }
+    if not batches:
+        raise ValueError("no operators to time: one of the models needs a batch of at least 1")
     rows = []
     for family, batch in batches.items():
         if family not in models:

@@ -9,6 +9,7 @@ runs where (``Snakefile``), the command line (`lib.run`).
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -21,7 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from filelock import FileLock, Timeout
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from lib.files import parse_json, remove_leftovers, write_atomically
 from lib.listing import one_line
@@ -256,12 +260,24 @@ def _execute(
     if _identity_now(request) != request.fingerprint:
         # A kernel imports as it goes: what ran is neither the code from before nor that of now.
         raise ChapterFailed("code or data that it measures with changed while it ran: run it again")
-    counts = _record(folder, used, section_seconds(executed))
+    counts = _record(folder, used, executed)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     places = [request.root, folder, Path(request.parameters["data_dir"]), *home()]
     if where := first_named(folder, places):
         say(f"[{chapter}] {where}, a folder of this machine: it is not archived, nor shown in the book")
     say(f"[{chapter}] complete · {time.monotonic() - began:.0f} s · {counts} · {shown(folder)}")
+
+
+def _keep_notebook(folder: Path, chapter: str, executed: NotebookNode) -> None:
+    """Write ``notebook.ipynb`` in the place of the partial one: its first cell says where the page is."""
+    line = (
+        f"*{chapter} as it was executed. What stands in braces, such as `{{cite}}` and `{{glue:text}}`, is "
+        f"filled in on its page, `_build/html/notebooks/{chapter}.html`, which `make book` makes.*"
+    )
+    executed = copy.copy(executed)
+    executed.cells = [new_markdown_cell(line, id="as-executed"), *executed.cells]
+    write_atomically(folder / "notebook.ipynb", nbformat.writes(executed) + "\n")
+    (folder / "notebook.partial.ipynb").unlink(missing_ok=True)
 
 
 def told(parameter: Parameter, value: Any) -> Any:
@@ -278,15 +294,15 @@ def _identity_now(request: Request) -> str:
         raise ChapterFailed(str(error)) from None
 
 
-def _record(folder: Path, used: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
+def _record(folder: Path, used: Mapping[str, Any], executed: NotebookNode) -> str:
     """Write the evidence, which makes the run complete; returns the count of verdicts as text."""
     from lib.ledger.evidence import Evidence  # scipy and more come with it: not for a refused request
 
     try:
-        evidence = Evidence.of_run(folder, used, seconds)
+        evidence = Evidence.of_run(folder, used, section_seconds(executed))
     except ValueError as error:
         raise ChapterFailed(str(error)) from None
-    os.replace(folder / "notebook.partial.ipynb", folder / "notebook.ipynb")
+    _keep_notebook(folder, evidence.chapter, executed)
     evidence.save(folder / "evidence.json")
     counts = Counter(claim.verdict for claim in evidence.claims)
     return ", ".join(f"{number} {verdict}" for verdict, number in counts.items())

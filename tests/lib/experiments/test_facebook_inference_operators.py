@@ -47,3 +47,8 @@ def test_shares_add_up_within_a_model():
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match="no model for 'poetry': expected recommendation, vision, language"):
         time_operators(batches={"poetry": 1})
+
+
+def test_without_any_model_there_is_nothing_to_time():
+    with pytest.raises(ValueError, match="one of the models needs a batch of at least 1"):
+        time_operators(batches={})

@@ -68,6 +68,8 @@ def test_a_run_leaves_the_whole_folder_and_is_not_repeated(project):
     assert set(evidence.provenance.sections) == {"A tiny chapter", "Work", "End"}
     held = json.loads((folder / "parameters.json").read_text())
     assert held["altered"] == [] and evidence.altered == ()
+    first_cell = json.loads((folder / "notebook.ipynb").read_text())["cells"][0]
+    assert "on its page, `_build/html/notebooks/tiny.html`" in "".join(first_cell["source"])
     assert folder.name == held["fingerprint"][:12]
     assert {"Python", "cell 1"} < set(held["method"]) and "seeds" not in held["method"]
     lines = first.stdout.splitlines()
@@ -286,7 +288,7 @@ def test_folders_of_this_machine_are_told_at_the_end_of_the_run(project, tmp_pat
     page.write_text(text)  # whose last cell shows the path of a file
     done = project.run("lib.run", "tiny", "--out", "mine")
     told = [line for line in done.stdout.splitlines() if "a folder of this machine" in line]
-    assert len(told) == 1 and "[tiny] cell 9 of notebook.ipynb names " in told[0], done.stdout
+    assert len(told) == 1 and "[tiny] cell 10 of notebook.ipynb names " in told[0], done.stdout
 
 
 def test_a_long_scale_and_a_mapping_from_names_to_numbers(project, request_run):
