@@ -247,14 +247,15 @@ class ChapterRecord(Schema):
         """Read a file of this schema; ValueError in one line if it is anything else."""
         content = Path(path).read_bytes()
         try:
-            parse_json(content)
-            return cls.model_validate_json(content)
+            found = cls.model_validate_json(content)
+            parse_json(content)  # refuses a key given twice
+            return found
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             raise ValueError(f"{Path(path).name}: {field or 'the file'}: {first['msg']}") from None
         except ValueError as error:
-            raise ValueError(f"{Path(path).name}: not JSON: {error}") from None
+            raise ValueError(f"{Path(path).name}: {error}") from None
 
     def judged_by(self, ledger: Ledger) -> Self:
         """The same measurements under today's ledger: claims, rules and words may have changed since.

@@ -372,6 +372,7 @@ def test_what_is_no_evidence_is_refused_in_one_line(record, tmp_path):
     for broken, message in [
         (b"", "Invalid JSON"),
         (json.dumps(good).encode()[:-9], "Invalid JSON"),
+        (json.dumps(good).encode()[:-1] + b', "scale": "paper"}', "evidence.json: 'scale' is given twice"),
         (json.dumps(good | {"scale": "big"}).encode(), "scale: "),
         (json.dumps(good | {"mood": "good"}).encode(), "mood: Extra"),
         (json.dumps({k: v for k, v in good.items() if k != "parameters"}).encode(), "parameters: "),
