@@ -40,7 +40,7 @@ STILL_CLAIMS_FIRST = (
     "profit",
     "value_aware",
 )
-CELLS = range(15, 41)
+CELLS = range(15, 51)
 LINES = 25
 SMOKE_SECONDS = 20  # of one core of a current server that has no neighbours
 TEMPLATES = 10  # or as many runs of the template, about twice that: neighbours do not slow down all alike

@@ -7,7 +7,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.chapter.figures import MARKERS, arm_styles, arms_figure, curves_figure, save, seeds_bar, use_style
+from lib.chapter.figures import (
+    MARKERS,
+    arm_styles,
+    arms_figure,
+    curves_figure,
+    map_figure,
+    redraw,
+    redrawable,
+    save,
+    seeds_bar,
+    shown,
+    use_style,
+)
 from lib.ledger.intervals import LEVEL
 
 matplotlib.use("Agg")
@@ -102,3 +114,34 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
         save(figure, *files)
     assert [path.read_bytes() for path in files] == before
     assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+GRID = pd.DataFrame(
+    {
+        "taste": [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0],
+        "context": [0.0, 2.0] * 4,
+        "seed": [0] * 4 + [1] * 4,
+        "one": [0.5, 0.8, 0.6, 0.7, 0.5, 0.8, 0.6, 0.9],
+        "other": [0.5, 0.5, 0.9, 0.7, 0.5, 0.5, 0.9, 0.7],
+    }
+)
+
+
+def test_a_map_shows_mean_differences_and_marks_the_nearest_cell():
+    panels = [("one − other", "one", "other"), ("other − one", "other", "one")]
+    marks = [("M", {"one": 0.79, "other": 0.71})]
+    figure = map_figure(GRID, "context", "taste", panels, x_label="context", marked=marks)
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert texts[0] == ["+0.00", "+0.30", "-0.30", "+0.10", "M"]
+    assert texts[1] == ["+0.00", "-0.30", "+0.30", "-0.10", "M"]
+    row, column = divmod(texts[0].index("+0.10"), 2)
+    x, y = figure.axes[0].texts[-1].get_position()
+    assert (int(y), int(x)) == (row, column), "taste 1 and context 2"
+    low, high = figure.axes[0].get_ylim()
+    assert low < high, "more taste is higher up"
+
+
+def test_a_map_is_drawn_again_from_its_data():
+    figure = map_figure(GRID, "context", "taste", [("one − other", "one", "other")])
+    drawing = redrawable(figure, shown(figure))
+    assert shown(redraw(drawing)) == shown(figure)

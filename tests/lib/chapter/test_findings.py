@@ -169,3 +169,19 @@ def test_a_larger_scale_speaks_whatever_it_says():
     assert findings.strongest_of({"C3": untested}, "long", smaller)["C3"] is theirs
     for mine in (counted, own.model_copy(update={"verdict": "not tested", "unlearned": True})):
         assert findings.strongest_of({"C3": mine}, "long", smaller)["C3"] is mine
+
+
+def test_a_table_comes_from_the_archived_run_that_has_it(tmp_path):
+    for folder, value in (("own", 1), ("kept", 2)):
+        (tmp_path / folder / "tables").mkdir(parents=True)
+        (tmp_path / folder / "tables" / "map.csv").write_text(f"seed,score\n0,{value}\n")
+    artifact = SimpleNamespace(files=("tables/map.csv",))
+    piece = SimpleNamespace(folder="kept", evidence=SimpleNamespace(artifacts=[artifact]))
+    other = SimpleNamespace(folder="kept", evidence=SimpleNamespace(artifacts=[]))
+    found = [
+        findings.strongest_table("map", tmp_path / "own", one, tmp_path)["score"].item()
+        for one in (piece, other, None)
+    ]
+    assert found == [2, 1, 1]
+    with pytest.raises(ValueError, match="kind must be one of arms_figure, curves_figure, map_figure"):
+        findings.table_figure(None, "pie", {})

@@ -222,3 +222,22 @@ def test_the_latest_of_a_history_fill_from_the_left():
     assert log.recent_history(np.array([2, 1, 0]), 3).tolist() == [[4, 5, 6], [1, 2, -1], [-1, -1, -1]]
     assert log_of(0).recent_history(np.array([0]), 2).tolist() == [[-1, -1]]
     assert repr(log).startswith("ImpressionLog(3 impressions")
+
+
+def test_logs_follow_each_other():
+    log = replace(
+        log_of(2),
+        history=np.array([1, 2, 3], np.int32),
+        history_begin=np.zeros(40, np.int64),
+        history_end=np.arange(40) % 4,
+    )
+    first = log.between(0, 25)
+    both = first.followed_by(log.between(25, 40))
+    for name in ("time", "user", "offsets", "candidate", "clicked"):
+        assert np.array_equal(getattr(both, name), getattr(log, name)), name
+    rows = np.arange(40)
+    assert np.array_equal(both.recent_history(rows, 3), log.recent_history(rows, 3))
+    with pytest.raises(ValueError, match="in the order of time"):
+        log.between(25, 40).followed_by(first)
+    with pytest.raises(ValueError, match="one table of articles"):
+        first.followed_by(replace(log.between(25, 40), articles=articles(8)))

@@ -140,3 +140,19 @@ def test_words_tell_the_topic(drawn):
 def test_a_world_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)
+
+
+def test_word_vectors_know_the_topics():
+    """Words of one category are nearer to each other than to others; a seed is one corpus."""
+    vectors = SMALL.word_vectors(0, 16)
+    assert vectors.shape == (401, 16) and not vectors[0].any()
+    assert (vectors[1:] ** 2).mean() == pytest.approx(1, rel=1e-5)
+    assert np.array_equal(vectors, SMALL.word_vectors(0, 16))
+    topics = SMALL._topics(0)[1:11]
+    of = topics.argmax(0)
+    sure = topics.max(0) / topics.sum(0) > 0.9
+    unit = vectors[1:][sure] / np.linalg.norm(vectors[1:][sure], axis=1, keepdims=True)
+    cosine, same = unit @ unit.T, of[sure][:, None] == of[sure]
+    assert cosine[same].mean() > cosine[~same].mean() + 0.2
+    with pytest.raises(ValueError, match=r"size must be in 1..400, the number of words, got 401"):
+        SMALL.word_vectors(0, 401)

@@ -51,6 +51,11 @@ record.figure(figure, "changed")
 ```
 
 ```{code-cell} ipython3
+record.table(scores.assign(grid=0.5, seed=[0, 1, 2] * 2).drop(columns="arm").set_index("seed"), "grid")
+record.table_figure("grid", "arms_figure", metrics=["score"], arm="grid")
+```
+
+```{code-cell} ipython3
 record.judge("E1", {"number": 4.04, "other": 1.0})
 ```
 
