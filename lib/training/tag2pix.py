@@ -35,8 +35,8 @@ class Tag2PixStep:
     extractor
         None for a generator without its features.
     batch_at
-        Returns the batch of a step (from 0): ``line`` (B, 1, S, S) in 0…1, ``picture`` (B, 3, S, S) in −1…1,
-        ``colour_tags`` and ``invariant_tags`` (B, number) in {0, 1}.
+        Returns the batch of a step (from 0): ``lines`` (B, 1, S, S) in 0…1, ``images`` (B, 3, S, S) in −1…1,
+        ``variant`` and ``invariant`` (B, number) in {0, 1}, tags of colours and others.
     steps_per_epoch
         By which the steps' numbers become epochs, which count from 1.
     schedule
@@ -103,8 +103,8 @@ class Tag2PixStep:
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Take the step of this number (from 0), and return both networks' losses and the terms' sums."""
         batch = self.fabric.to_device(dict(self.batch_at(number)))
-        line, picture = batch["line"], batch["picture"]
-        tags = batch["colour_tags"], batch["invariant_tags"]
+        line, picture = batch["lines"], batch["images"]
+        tags = batch["variant"], batch["invariant"]
         options = {
             "classify": self.schedule.classifies(1 + number // self.steps_per_epoch),
             "weights": self.weights,

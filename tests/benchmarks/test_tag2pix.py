@@ -185,10 +185,10 @@ class Straightforward:
         def judged(pictures, truth):
             real, other, colours = self.judge(pictures)
             loss = F.binary_cross_entropy(real, torch.full_like(real, truth))
-            loss = loss + 40 * F.binary_cross_entropy(colours, batch["colour_tags"])
-            return loss + 40 * F.binary_cross_entropy(other, batch["invariant_tags"])
+            loss = loss + 40 * F.binary_cross_entropy(colours, batch["variant"])
+            return loss + 40 * F.binary_cross_entropy(other, batch["invariant"])
 
-        line, picture, tags = batch["line"], batch["picture"], batch["colour_tags"]
+        line, picture, tags = batch["lines"], batch["images"], batch["variant"]
         drawn, _ = self.generate(line, features, tags)
         judging = judged(picture, 1.0) + judged(drawn.detach(), 0.0)
         self.optimizers[1].zero_grad()
@@ -221,10 +221,10 @@ def sides(batch_size: int, dtype=torch.float32, **twin):
     weights = generator_weights(), discriminator_weights()
     draw = torch.rand(batch_size, 4 + 512, SIZE, SIZE, generator=generator).to(dtype)
     batch = {
-        "line": draw[:, :1],
-        "picture": 2 * draw[:, 1:4] - 1,
-        "colour_tags": (torch.rand(batch_size, TAGS, generator=generator) < 0.05).to(dtype),
-        "invariant_tags": (torch.rand(batch_size, OTHER_TAGS, generator=generator) < 0.05).to(dtype),
+        "lines": draw[:, :1],
+        "images": 2 * draw[:, 1:4] - 1,
+        "variant": (torch.rand(batch_size, TAGS, generator=generator) < 0.05).to(dtype),
+        "invariant": (torch.rand(batch_size, OTHER_TAGS, generator=generator) < 0.05).to(dtype),
     }
     networks = Generator.from_authors(weights[0]), Discriminator.from_authors(weights[1])
     networks = [network.to(dtype).train() for network in networks]
@@ -241,12 +241,12 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_pictures_judgements_and_losses_of_steps_equal_the_straightforward_ones():
     step, theirs = sides(2, torch.float64)
     batch, features = step.batch_at(0), step.extractor.given
-    given = batch["line"], features, batch["colour_tags"]
+    given = batch["lines"], features, batch["variant"]
     with torch.no_grad():
         pairs = list(zip(step.generator(*given), theirs.generate(*given), strict=True))
-        judgement = step.discriminator(batch["picture"])
+        judgement = step.discriminator(batch["images"])
         ours = judgement.real, judgement.invariant_tags, judgement.colour_tags
-        pairs += zip(ours, theirs.judge(batch["picture"]), strict=True)
+        pairs += zip(ours, theirs.judge(batch["images"]), strict=True)
     assert max(relative(*pair) for pair in pairs) < 1e-9
     for number in range(2):  # the second has the weights that the first has made
         losses, expected = step(number), theirs.step(batch, features)
@@ -258,7 +258,7 @@ def test_a_twin_whose_gates_do_not_see_the_tags_is_found():
     step, theirs = sides(2, torch.float64, gate_sees_tags=False)
     batch, features = step.batch_at(0), step.extractor.given
     with torch.no_grad():
-        given = batch["line"], features, batch["colour_tags"]
+        given = batch["lines"], features, batch["variant"]
         assert relative(step.generator(*given)[0], theirs.generate(*given)[0]) > 1e-3
 
 

@@ -70,12 +70,12 @@ class LineArtClassifier(ResNet):
         self.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Binary cross-entropy of the tags, ``invariant_tags`` (B, num_tags), of line art, ``line``.
+        """Binary cross-entropy of the tags, ``invariant`` (B, num_tags), of line art, ``lines``.
 
         The mean over batch and tags. Tags are rare, so that a constant prediction looks good by it: judge by
         average precision.
         """
-        return F.binary_cross_entropy_with_logits(self(batch["line"]), batch["invariant_tags"])
+        return F.binary_cross_entropy_with_logits(self(batch["lines"]), batch["invariant"])
 
     def extractor(self, mode: Literal["eval", "batch"] = "eval") -> SemanticExtractor:
         """A frozen copy of the first half."""

@@ -23,7 +23,7 @@ def batch_at(number: int) -> dict[str, torch.Tensor]:
     line[:, :, 4, 4:12] = line[:, :, 11, 4:12] = line[:, :, 4:12, 4] = line[:, :, 4:12, 11] = 0
     picture = torch.ones(8, 3, 16, 16)
     picture[:, :, 4:12, 4:12] = 2 * colours[:, :, None, None] - 1
-    return {"line": line, "picture": picture, "colour_tags": colours, "invariant_tags": torch.ones(8, 3)}
+    return {"lines": line, "images": picture, "variant": colours, "invariant": torch.ones(8, 3)}
 
 
 def make_step(*, mode="eval", two_step_epoch=2, learning_rate=2e-3, weights=LossWeights()) -> Tag2PixStep:  # noqa: B008
@@ -52,10 +52,10 @@ def test_squares_get_the_colour_of_their_tag():
     batch = batch_at(1000)
     generator = step.generator.eval()
     with torch.no_grad():
-        features = step.extractor(batch["line"])
+        features = step.extractor(batch["lines"])
         for shift in (0, 1):  # the true tags, and others than the picture's
-            tags = batch["colour_tags"].roll(shift, dims=1)
-            picture, _ = generator(batch["line"], features, tags)
+            tags = batch["variant"].roll(shift, dims=1)
+            picture, _ = generator(batch["lines"], features, tags)
             colours = picture[:, :, 6:10, 6:10].mean(dim=(2, 3))
             assert torch.equal(colours.argmax(1), tags.argmax(1))
 

@@ -391,7 +391,7 @@ def test_a_small_classifier_learns_from_line_art():
     line = torch.ones(32, 1, 32, 32)
     line[:, 0, 4:8, 4:28] -= tags[:, 0, None, None]
     line[:, 0, 20:24, 4:28] -= tags[:, 1, None, None]
-    batch = {"line": line, "invariant_tags": tags}
+    batch = {"lines": line, "invariant": tags}
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
     first = classifier.loss(batch).item()
     for _ in range(30):
