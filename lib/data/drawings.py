@@ -21,7 +21,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from lib.streams import stream_seed
 logger = logging.getLogger(__name__)
 
 Index = slice | Sequence[int] | Tensor | np.ndarray
+Arrays = Mapping[str, np.ndarray]
 _ALL = slice(None)
 
 
@@ -82,12 +83,18 @@ class Drawings:
         """
         if size < 8 or len(faces) == 0:
             raise ValueError(f"expected size >= 8 and at least one face, got {size} and {len(faces)}")
+
+        def make() -> Arrays:
+            return dict(zip(("planes", "labels"), style.render(faces, size), strict=True))
+
         if data_dir is None:
-            arrays = style.render(faces, size)
+            arrays = make()
         else:
-            arrays = _kept(data_folder(data_dir) / "drawings", style, faces, size)
-        planes, labels = map(torch.from_numpy, arrays)
-        return cls(style, faces, planes, labels)
+            name = f"{style.name}-{size}-{_identity(style, faces, size)[:16]}.npz"
+            planes = len(faces), len(style.parts) + 4, size, size
+            shapes = {"planes": planes, "labels": (len(faces), size, size)}
+            arrays = kept(data_dir, name, shapes, make)
+        return cls(style, faces, torch.from_numpy(arrays["planes"]), torch.from_numpy(arrays["labels"]))
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -295,23 +302,35 @@ def _place(names: Sequence[str], name: str) -> int:
 # --- what was drawn before ---------------------------------------------------------------------------------
 
 
-def _kept(folder: Path, style: AvatarStyle, faces: Faces, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays of a file in `folder`, which is made, or made again if it is damaged."""
-    name = f"{style.name}-{size}-{_identity(style, faces, size)[:16]}.npz"
-    shape = len(faces), len(style.parts) + 4, size, size
-    if (arrays := _read(folder / name, shape)) is not None:
+def kept(
+    data_dir: str | Path, name: str, shapes: Mapping[str, tuple[int, ...]], make: Callable[[], Arrays]
+) -> Arrays:
+    """Arrays of bytes from ``drawings/`` in the data folder, made if need be, by one process at a time.
+
+    Parameters
+    ----------
+    data_dir : path
+    name : str
+        Of the file, which says all that decides its content.
+    shapes : mapping
+        Of the arrays by name: a file with others is damaged, and made again.
+    make : callable
+        Returns the arrays.
+    """
+    folder = data_folder(data_dir) / "drawings"
+    if (arrays := _read(folder / name, shapes)) is not None:
         return arrays
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     path = writable_folder(folder) / name
     with FileLock(f"{path}.lock"):
-        if (arrays := _read(path, shape)) is not None:  # another process was quicker
+        if (arrays := _read(path, shapes)) is not None:  # another process was quicker
             return arrays
         remove_leftovers(path)
-        arrays = style.render(faces, size)
+        arrays = make()
         try:
             with replacing(path) as file:
-                np.savez_compressed(file, planes=arrays[0], labels=arrays[1])
+                np.savez_compressed(file, **arrays)
         except OSError as error:
             logger.warning("%s is not kept: %s", path, error.strerror or error)
     return arrays
@@ -331,15 +350,15 @@ def _identity(style: AvatarStyle, faces: Faces, size: int) -> str:
 FORMAT = 1
 
 
-def _read(path: Path, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The planes, of that shape, and the labels of a whole file; None if it is absent, cut, another."""
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Arrays | None:
+    """The arrays of a whole file; None if it is absent, cut, or another."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            planes, labels = file["planes"], file["labels"]
+            arrays = {key: file[key] for key in shapes}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    fits = planes.shape == shape and labels.shape == (shape[0], *shape[2:])
-    return (planes, labels) if fits and planes.dtype == labels.dtype == np.uint8 else None
+    fits = all(array.dtype == np.uint8 and array.shape == shapes[key] for key, array in arrays.items())
+    return arrays if fits else None
 
 
 # --- the sets ----------------------------------------------------------------------------------------------
