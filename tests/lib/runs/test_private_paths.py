@@ -16,7 +16,7 @@ PLACES = [Path("/"), Path("/root"), Path('/home/a "b"'), Path("/home/me")]
         ("'/home/me'", "/home/me"),
         ("file:///home/me.", "/home/me"),
         (r'{"a": "/home/a \"b\"/x"}', '/home/a "b"'),
-        ("/root/.cache", "/root"),
+        ("/root" + "/.cache", "/root"),
         ("/home/men /home/me-too", None),
         ("https://example.org/home/me", None),
         ("<root>a/root</root>", None),
