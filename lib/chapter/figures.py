@@ -251,10 +251,11 @@ def map_figure(
         len(panels), 1, figsize=(7, len(panels) * (1.2 + 0.5 * rows)), squeeze=False, sharex=True
     )
     for axis, table, (title, _, _) in zip(axes[:, 0], differences, panels, strict=True):
-        sns.heatmap(
-            table, annot=True, fmt="+.2f", center=0, vmin=-limit, vmax=limit, cmap="RdBu", ax=axis, cbar=False
-        )
+        words = table.map(lambda value: f"{value:+.2f}".replace("-", "−").replace("−0.00", "+0.00"))
+        colours = {"cmap": "RdBu", "vmin": -limit, "vmax": limit, "cbar": False}
+        sns.heatmap(table, annot=words, fmt="", ax=axis, **colours)
         axis.invert_yaxis()
+        axis.tick_params(axis="y", rotation=0)
         axis.set(title=title, xlabel="", ylabel=y_label or y)
         for letter, wanted in marked:
             distance = sum((means[column] - value) ** 2 for column, value in wanted.items())
