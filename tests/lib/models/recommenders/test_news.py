@@ -1,97 +1,26 @@
 """News recommenders against values of an independent program, their textbook way, and invariances."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lib.experiments.news_context_arithmetic import BATCH, filled, public_layouts
 from lib.models.recommenders.news import LSTUR, NAML, NRMS, AdditiveAttention
 from lib.models.recommenders.news_scorer import clicked_first_loss
-
-ADDITIVE = {"attention_query_vector": (4,), "linear.bias": (4,)}
-
-
-def additive(prefix: str, size: int) -> dict[str, tuple[int, ...]]:
-    return {f"{prefix}.{name}": shape for name, shape in ADDITIVE.items()} | {
-        f"{prefix}.linear.weight": (4, size)
-    }
-
-
-def linear(prefix: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{prefix}.weight": (outputs, inputs), f"{prefix}.bias": (outputs,)}
-
-
-def layouts() -> dict[str, dict[str, tuple[int, ...]]]:
-    """Keys and shapes of yusanshi/news-recommendation at the sizes of the parity values."""
-    nrms = {"news_encoder.word_embedding.weight": (11, 6)}
-    for part in ("news_encoder", "user_encoder"):
-        for name in "QKV":
-            nrms |= linear(f"{part}.multihead_self_attention.W_{name}", 6, 6)
-        nrms |= additive(f"{part}.additive_attention", 6)
-    naml = additive("news_encoder.final_attention", 4) | additive("user_encoder.additive_attention", 4)
-    for name in ("title", "abstract"):
-        prefix = f"news_encoder.text_encoders.{name}"
-        naml |= {f"{prefix}.word_embedding.weight": (11, 6), f"{prefix}.CNN.weight": (4, 1, 3, 6)}
-        naml |= {f"{prefix}.CNN.bias": (4,)} | additive(f"{prefix}.additive_attention", 4)
-    for name in ("category", "subcategory"):
-        prefix = f"news_encoder.element_encoders.{name}"
-        naml |= {f"{prefix}.embedding.weight": (5, 3)} | linear(f"{prefix}.linear", 3, 4)
-    lstur = {
-        "news_encoder.word_embedding.weight": (11, 6),
-        "news_encoder.category_embedding.weight": (5, 4),
-        "news_encoder.title_CNN.weight": (4, 1, 3, 6),
-        "news_encoder.title_CNN.bias": (4,),
-        **additive("news_encoder.title_attention", 4),
-        **{f"user_encoder.gru.weight_{kind}_l0": (36, 12) for kind in ("ih", "hh")},
-        **{f"user_encoder.gru.bias_{kind}_l0": (36,) for kind in ("ih", "hh")},
-        "user_embedding.weight": (4, 12),
-    }
-    return {"NRMS": nrms, "NAML": naml, "LSTUR": lstur}
-
-
-SHARED = ("word_embedding.weight", "embedding.weight")
-
-
-def filled(layout) -> tuple[dict[str, torch.Tensor], int]:
-    """Element n of the t-th distinct tensor is 0.5 sin(0.37 n + 1.3 t), keys in the order of their names."""
-    state, shared, count = {}, {}, 0
-    for key in sorted(layout):
-        name = key.rpartition(".encoders.")[2]
-        tied = next((part for part in SHARED if name.endswith(f".{part}") and "encoders." in key), None)
-        if tied in shared:
-            state[key] = shared[tied]
-            continue
-        flat = torch.arange(int(np.prod(layout[key])), dtype=torch.float64)
-        state[key] = (0.5 * torch.sin(0.37 * flat + 1.3 * count)).reshape(layout[key])
-        count += 1
-        if tied:
-            shared[tied] = state[key]
-    return state, count
-
 
 MODELS = {"NRMS": NRMS, "NAML": NAML, "LSTUR": LSTUR}
 
 
 def loaded(name: str):
     options = {"num_heads": 2} if name == "NRMS" else {}
-    state, count = filled(layouts()[name])
+    state = filled(public_layouts()[name])
+    count = len({id(tensor) for tensor in state.values()})  # a table that two names share counts once
     torch.set_default_dtype(torch.float64)  # or the weights are rounded
     try:
         return MODELS[name].from_checkpoint({"model_state_dict": state}, **options), count
     finally:
         torch.set_default_dtype(torch.float32)
 
-
-#: Articles A, B, C and an empty one; candidates (A, C); clicks (empty, B, A).
-BATCH = {
-    "title": torch.tensor([[1, 2, 3, 0], [5, 9, 0, 0], [7, 8, 10, 4], [0, 0, 0, 0]]),
-    "abstract": torch.tensor([[4, 5, 6, 7, 0], [1, 1, 2, 0, 0], [3, 9, 8, 2, 10], [0, 0, 0, 0, 0]]),
-    "category": torch.tensor([1, 2, 1, 0]),
-    "subcategory": torch.tensor([3, 4, 4, 0]),
-    "candidates": torch.tensor([[0, 2]]),
-    "history": torch.tensor([[3, 1, 0]]),
-    "user": torch.tensor([2]),
-}
 
 PARITY = {
     "NRMS": (
@@ -232,7 +161,7 @@ def test_pretrained_word_vectors():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_of_something_else_is_refused(name):
-    state, _ = filled(layouts()[name])
+    state = filled(public_layouts()[name])
     load = MODELS[name].from_checkpoint
     options = {"num_heads": 2} if name == "NRMS" else {}
     with pytest.raises(ValueError, match="there is no matrix word_embedding.weight"):
@@ -246,12 +175,12 @@ def test_a_checkpoint_of_something_else_is_refused(name):
 
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="num_heads must divide 6"):
-        NRMS.from_checkpoint(filled(layouts()["NRMS"])[0], num_heads=4)
+        NRMS.from_checkpoint(filled(public_layouts()["NRMS"]), num_heads=4)
     with pytest.raises(ValueError, match="window must be odd"):
         NAML(10, 4, window=4)
     with pytest.raises(ValueError, match="long_term must be ini or con"):
         LSTUR(10, 4, 3, long_term="both")
-    state, _ = filled(layouts()["NAML"])
+    state = filled(public_layouts()["NAML"])
     key = "news_encoder.text_encoders.title.word_embedding.weight"
     with pytest.raises(ValueError, match="is not the table that it shares"):
         NAML.from_checkpoint(state | {key: state[key] + 1})
