@@ -1,11 +1,9 @@
 """Rounds of turns: what each moves, R1's scale, the average, and a game that kills do not change."""
 
 import copy
-import multiprocessing
 import os
 import random
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from torch import nn
 
 from lib.training.adversarial import Rounds, Turn, lazy_adam, r1_turn, save_sheet
 from lib.training.loop import Evaluation, run_steps, seeded
+from tests.lib.training.kills import killed_after
 
 
 def batch_at(number):
@@ -261,27 +260,16 @@ def test_sigkill_at_six_random_moments(tmp_path):
     whole = game(tmp_path / "whole")
     assert [row["step"] for row in whole["history"]["evaluations"]] == [20, 40, 60]
     assert set(whole["sheets"]) == {"0020.png", "0040.png", "0060.png"}
-    context, kills, continued = multiprocessing.get_context("fork"), 0, set()
+    kills, continued = 0, set()
     while kills < 6:
-        reader, writer = os.pipe()
-        child = context.Process(target=_play, args=(tmp_path / "samples", file, result, writer))
-        child.start()
-        os.close(writer)
-        steps = draw.randint(2, 14)
-        with open(reader, "rb", buffering=0) as told:
-            while steps and told.read(1):
-                steps -= 1
-            if not steps:
-                time.sleep(draw.uniform(0, 0.01))
-                child.kill()
-        child.join()
-        if child.exitcode == -signal.SIGKILL:
+        code = killed_after(draw.randint(2, 14), _play, tmp_path / "samples", file, result, draw=draw)
+        if code == -signal.SIGKILL:
             kills += 1
             if file.exists():
                 content = torch.load(file, weights_only=True)
                 continued.add(content["state"]["rounds"]["taken"])
         else:
-            assert child.exitcode == 0 and same(torch.load(result, weights_only=True), whole)
+            assert code == 0 and same(torch.load(result, weights_only=True), whole)
             file.unlink()
     assert len(continued) >= 3
     assert same(game(tmp_path / "samples", file), whole)

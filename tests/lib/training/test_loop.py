@@ -3,7 +3,6 @@
 import copy
 import doctest
 import math
-import multiprocessing
 import os
 import random
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.training.loop import Evaluation, History, fit, one_device, run_steps, seeded, shard, warmup_cosine
+from tests.lib.training.kills import killed_after
 
 
 class Line(nn.Module):
@@ -342,21 +341,9 @@ def test_sigkill_at_twenty_random_moments(tmp_path):
     Whatever comes to its end is the training without kills.
     """
     file, result, draw = tmp_path / "game.pt", tmp_path / "result.pt", random.Random(0)
-    context = multiprocessing.get_context("fork")  # torch is there already
 
     def play(checkpoint, steps):
-        reader, writer = os.pipe()
-        child = context.Process(target=_play, args=(checkpoint, result, writer))
-        child.start()
-        os.close(writer)
-        with open(reader, "rb", buffering=0) as told:
-            while steps and told.read(1):
-                steps -= 1
-            if not steps:
-                time.sleep(draw.uniform(0, 0.01))
-                child.kill()
-        child.join()
-        return child.exitcode
+        return killed_after(steps, _play, checkpoint, result, draw=draw)
 
     def outcome():
         found = torch.load(result, weights_only=True)
