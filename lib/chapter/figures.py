@@ -266,6 +266,53 @@ def map_figure(
     return figure
 
 
+@_remembered
+def pictures_figure(frame: pd.DataFrame, *, rows: Sequence[str] = (), seed: int | None = None) -> Figure:
+    """Draw rows of pictures of one size, each pixel as it is.
+
+    Parameters
+    ----------
+    frame
+        One row per strip and seed: ``seed``; ``row``, written above it; ``columns``, what is written above
+        the single pictures of the first, between tabs; and ``png``, the pictures side by side, in base64.
+    rows
+        Which strips, in this order; all of them if not given.
+    seed
+        Whose; the first if not given.
+
+    Raises
+    ------
+    ValueError
+        There is no such strip or seed.
+    """
+    seed = frame["seed"].iloc[0] if seed is None else seed
+    strips = frame[frame["seed"] == seed].set_index("row")
+    if missing := sorted(set(rows) - set(strips.index)):
+        raise ValueError(f"there is no row {missing[0]!r} of seed {seed}: rows are {', '.join(strips.index)}")
+    strips = strips.loc[list(rows)] if rows else strips
+    pictures = [plt.imread(io.BytesIO(base64.b64decode(png))) for png in strips["png"]]
+    heights = [7 * len(picture) / picture.shape[1] for picture in pictures]
+    words = str(strips["columns"].iloc[0]).split("\t") if strips["columns"].notna().iloc[0] else []
+    figure, axes = plt.subplots(
+        len(pictures),
+        1,
+        figsize=(7, sum(heights) + 0.3 * len(heights) + 0.2 * max((w.count("\n") for w in words), default=0)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )
+    for axis, picture, name in zip(axes[:, 0], pictures, strips.index, strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.axis("off")
+        axis.set_title(_as_written(name), fontsize=10, loc="left", pad=3)
+    if any(words):
+        axes[0, 0].set_title("")
+        width = pictures[0].shape[1] / len(words)
+        for place, text in enumerate(words):
+            at = ((place + 0.5) * width, -3)
+            axes[0, 0].text(*at, _as_written(text), fontsize=9, ha="center", va="bottom")
+    return figure
+
+
 def seeds_bar(axis: Axes, place: float, values: Sequence[float], *, level: float = LEVEL, **style) -> None:
     """Draw a mean over seeds with its Student-t interval upright at ``place``, the seeds as points beside it.
 

@@ -62,6 +62,20 @@ class TagTable:
     variant: tuple[int, ...]
     numbers: dict[str, int]
 
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """Names of the colour tags, in their order; a tag without a name goes by its number."""
+        return self._names(self.variant)
+
+    @property
+    def invariant_names(self) -> tuple[str, ...]:
+        """Likewise of the others."""
+        return self._names(self.invariant)
+
+    def _names(self, numbers: tuple[int, ...]) -> tuple[str, ...]:
+        names = {number: name for name, number in self.numbers.items()}
+        return tuple(names.get(number, str(number)) for number in numbers)
+
     @classmethod
     def read(cls, path: Path) -> TagTable:
         """The table of ``tag_dump.pkl``, whose content can only be numbers, text and containers of them.
