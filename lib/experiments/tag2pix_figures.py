@@ -43,14 +43,13 @@ def encoded(pictures: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def strips(rows: Mapping[str, Tensor], seed: int, *, columns: Sequence[str] = ()) -> pd.DataFrame:
+def strips(rows: Mapping[int, Mapping[str, Tensor]], *, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Rows of pictures as `lib.chapter.figures.pictures_figure` takes them.
 
     Parameters
     ----------
-    rows : mapping of str to (N, 3, S, S) in −1…1
-        Under what is written beside each.
-    seed : int
+    rows : mapping
+        By seed: pictures (N, 3, S, S) in −1…1 under what is written above each row.
     columns : sequence of N str
         Written above the first row.
     """
@@ -58,7 +57,8 @@ def strips(rows: Mapping[str, Tensor], seed: int, *, columns: Sequence[str] = ()
     return pd.DataFrame(
         [
             {"seed": seed, "row": name, "columns": above, "png": encoded(pictures)}
-            for name, pictures in rows.items()
+            for seed, strip in rows.items()
+            for name, pictures in strip.items()
         ]
     )
 
