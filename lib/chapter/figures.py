@@ -159,6 +159,8 @@ def arms_figure(
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
         for row, label in enumerate(arms):
             values = frame.loc[frame[arm] == label, metric].dropna().to_numpy()
+            if not len(values):  # an arm that another metric alone is of
+                continue
             axis.plot(values, np.full(len(values), row + 0.18), ".", color="#777777", markersize=5)
             axis.errorbar(
                 values.mean(),
