@@ -307,7 +307,7 @@ def pictures_figure(frame: pd.DataFrame, *, rows: Sequence[str] = (), seed: int 
         axis.axis("off")
         axis.set_title(_as_written(name), fontsize=10, loc="left", pad=3)
     if any(words):
-        axes[0, 0].set_title("")
+        axes[0, 0].set_title("", loc="left")
         width = pictures[0].shape[1] / len(words)
         for place, text in enumerate(words):
             at = ((place + 0.5) * width, -3)

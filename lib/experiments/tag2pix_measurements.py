@@ -117,9 +117,10 @@ def flood_filled(portraits: Portraits) -> Tensor:
 
 
 def _painted(portraits: Portraits, paint: Tensor) -> Tensor:
-    """Lines and flat colours (tested, parts, 3); what has one colour in every drawing is left black."""
-    shares = portraits.test.planes[:, : paint.shape[1]].float() / 255
-    return torch.einsum("nphw,npc->nchw", shares, (paint + 1) / 2) * 2 - 1
+    """Lines and flat colours (tested, parts, 3); what has one colour in every drawing is left white."""
+    shares = portraits.test.planes[:, : paint.shape[1] + 1].float() / 255  # the last is ink
+    paper = (1 - shares.sum(1, keepdim=True)).clamp(min=0)
+    return torch.einsum("nphw,npc->nchw", shares[:, :-1], (paint + 1) / 2).add(paper) * 2 - 1
 
 
 def portrait_scores(trained: Mapping[str, Trained], portraits: Portraits) -> dict[str, dict[str, np.ndarray]]:
