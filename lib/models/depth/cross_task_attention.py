@@ -86,10 +86,14 @@ class CrossTaskAttention(nn.Module):
 
     def _read_merged(self, own: Tensor, other: Tensor) -> Tensor:
         query, key, value = (self._affine(layer) for layer in (self.query, self.key, self.value))
-        asked = _apply(torch.einsum("hrc, hrd -> hcd", key, query), other)
-        scores = (asked[:, :, :-1] * own[:, None]).sum(2) + asked[:, :, -1]
-        values = _apply(torch.einsum("cr, hrd -> hcd", self.project.weight[:, :, 0, 0], value), own)
-        return (self._weights(scores)[:, :, None] * values).sum(1)
+        asked = torch.einsum("hrc, hrd -> hcd", key, query)
+        given = torch.einsum("cr, hrd -> hcd", self.project.weight[:, :, 0, 0], value)
+        scores = []
+        for matrix in asked:  # one embedding after the other: what is not kept is small
+            seen = _apply(matrix[:-1], other)
+            scores.append((seen * own).sum(1, keepdim=True) + _apply(matrix[-1:], other))
+        weights = self._weights(torch.cat(scores, 1))
+        return sum(weights[:, h, None] * _apply(matrix, own) for h, matrix in enumerate(given))
 
     def _affine(self, layer: nn.Conv2d) -> Tensor:
         """Weight and bias of a layer side by side, (H, ρC, C + 1)."""
@@ -97,7 +101,6 @@ class CrossTaskAttention(nn.Module):
         return matrix.unflatten(0, (self.embeddings, -1))
 
 
-def _apply(matrices: Tensor, x: Tensor) -> Tensor:
-    """Matrices (H, D, C + 1), the last column a bias, of each pixel of (B, C, h, w): (B, H, D, h, w)."""
-    rows = matrices.flatten(0, 1)
-    return F.conv2d(x, rows[:, :-1, None, None], rows[:, -1]).unflatten(1, matrices.shape[:2])
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """A matrix (D, C + 1), the last column a bias, of each pixel of (B, C, h, w): (B, D, h, w)."""
+    return F.conv2d(x, matrix[:, :-1, None, None], matrix[:, -1])
