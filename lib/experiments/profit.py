@@ -134,11 +134,11 @@ def sample(
     Parameters
     ----------
     skip, every, rate
-        As for `lib.quantization.instability.Instability`.
+        As for `lib.quantization.instability.Instability`; of two steps the only measurement is not skipped.
 
     Other parameters and options are those of `train_stage`.
     """
-    with Instability(network, skip=skip, every=every, rate=rate) as monitor:
+    with Instability(network, skip=max(0, min(skip, steps - 2)), every=every, rate=rate) as monitor:
         also = {"instability": monitor}
         train_stage(network, batch_at, steps, recipe, constant=True, also=also, **options)
     return monitor.values()

@@ -167,8 +167,8 @@ def instability_by_layer(
         images = next(iter(batches.values()))[0]["images"]  # of no consequence: activations are not quantised
         quantised = quantize(network, images, weights=lambda layer, make=of_weight: make())
         for seed, drawn in batches.items():
-            name, skip = f"AIWQ, {width} bits, seed {seed}", min(1, len(drawn) - 2)
-            options = {"skip": skip, "checkpoint": checkpoint(name), "name": name}
+            name = f"AIWQ, {width} bits, seed {seed}"
+            options = {"checkpoint": checkpoint(name), "name": name}
             trained, batch_at = copy.deepcopy(quantised), drawn.__getitem__
             columns[width, seed] = sample(trained, batch_at, len(drawn), recipe, **options)
     return pd.DataFrame(columns).rename_axis(index="layer", columns=["weight bits", "seed"])

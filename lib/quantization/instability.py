@@ -11,6 +11,7 @@ running value starts at zero, so that short samplings are ranked before it has w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import median
 from typing import Any, Self
@@ -83,7 +84,7 @@ class Instability:
         None: plain mean over all samples. Else the rate of an exponential average that starts at 0, 0.001 in
         the authors' code, which needs thousands of iterations to mean anything.
     discard_above
-        Samples above this are left out.
+        Samples above this are left out; a layer of which all are above it has this value.
     skip
         First forwards that are not measured.
 
@@ -169,10 +170,13 @@ class Instability:
     def _average(self, samples: list[float]) -> float:
         if not samples:
             return float("nan")
+        kept = [sample for sample in samples if sample <= self.discard_above]
+        if not kept:  # not unmeasured, but more unstable than all others
+            return self.discard_above
         if self.rate is None:
-            return sum(samples) / len(samples)
+            return sum(kept) / len(kept)
         average = 0.0
-        for sample in samples:
+        for sample in kept:
             average += self.rate * (sample - average)
         return average
 
@@ -197,7 +201,7 @@ class Instability:
             if before is None or count <= self.skip or (count - self.skip - 1) % self.every:
                 return
             value = float(divergence(moments(output), moments(layer.compute(x, before))))
-            if value <= self.discard_above:  # NaN is not
+            if not math.isnan(value):
                 self.samples[name].append(value)
 
         return hook

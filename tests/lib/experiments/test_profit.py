@@ -92,6 +92,10 @@ def test_sampling_trains_at_a_constant_rate_and_ranks():
     assert rates[-1] == pytest.approx(1e-4) and rates[7:] == sorted(rates[7:], reverse=True)
 
 
+def test_two_steps_measure_every_layer():
+    assert all(value > 0 for value in sample(network(), Batches(), 2, RECIPE).values())
+
+
 def test_rounds_freeze_more_and_more_on_fresh_batches():
     model, batches = network(), Batches()
     rounds = freezing_rounds(sample(model, Batches(), 5, RECIPE), rounds=2)

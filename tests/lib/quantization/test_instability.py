@@ -154,13 +154,16 @@ def test_sampling_and_averages():
         Instability(nn.Sequential(nn.Conv2d(1, 1, 1)))
 
 
-def test_large_samples_and_nan_are_discarded():
+def test_large_samples_are_left_out_unless_there_are_no_others():
     model = network().train()
     with Instability(model, discard_above=1e-12) as monitor:
         for seed in range(3):
             step(model, seed, size=0.1)
         model(torch.full((16, 3, 8, 8), float("nan")))
-    assert monitor.samples == {"0": [], "2": []}
+    assert [len(samples) for samples in monitor.samples.values()] == [2, 2]  # NaN is none
+    assert monitor.values() == {"0": 1e-12, "2": 1e-12}
+    monitor.samples["0"] += [5e-13, 1e-13]
+    assert monitor.values() == {"0": 3e-13, "2": 1e-12}
 
 
 def test_the_authors_layout_is_measured_too():
