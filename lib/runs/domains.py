@@ -13,6 +13,7 @@ r"""Which values a parameter may take, as the help comment of its line declares 
 Why in the comment: the cell runs before any import, and papermill reads a line only if its type has no quotes
 and nothing in it but the assignment is an ``=``. So neither ``Literal["cpu", "cuda"]`` nor ``Field(ge=1)``
 can be the type. The comment is what papermill's help shows. Here it becomes a type of pydantic, which checks.
+A whole number is below 2^63 in any case.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def _type(text: str, kind: type) -> Any:
     bounds = {"ge" if text.startswith("[") else "gt": _number(low)}
     if high != "inf":
         bounds["le" if text.endswith("]") else "lt"] = _number(high)
+    elif kind is int:
+        bounds["lt"] = 2**63  # no count of anything is larger in torch or NumPy
     return Annotated[kind, Field(**bounds)]
 
 

@@ -157,7 +157,7 @@ def check(parameter: Parameter, value: Any) -> Any:
         candidate = TypeAdapter(TYPES[annotation], config=STRICT).validate_python(value)
     except ValidationError:
         hint = ""
-        if annotation.startswith("list") and not isinstance(value, list):
+        if annotation.startswith("list") and not isinstance(value, list | dict):
             hint = f"; write [{short(value)}]"
         elif annotation.startswith("dict") and not isinstance(value, dict):
             hint = "; write {name: number}"

@@ -14,7 +14,7 @@ from lib.runs.request import (
     resolve,
 )
 
-COUNT = (0, -1, 2.5)
+COUNT = (0, -1, 2.5, 2**63)
 RATE = (0.0, -0.1, float("inf"), float("nan"), "fast")
 SHARE = (-0.1, 1.0, 2.0)
 
