@@ -64,7 +64,9 @@ def camera_motion(axis_angle: Tensor, translation: Tensor, *, inverse: bool = Fa
     return torch.cat([torch.cat([turn, shift], 2), last], 1)
 
 
-def sampling_grid(depth: Tensor, motion: Tensor, intrinsics: Tensor) -> Tensor:
+def sampling_grid(
+    depth: Tensor, motion: Tensor, intrinsics: Tensor, *, source_intrinsics: Tensor | None = None
+) -> Tensor:
     """Where the target's pixels are in the source, as `grid_sample` with ``align_corners=True`` wants it.
 
     A pixel u at depth D is seen at K (R D K⁻¹u + t). The 3×3 matrix K R K⁻¹ is formed once, so that a pixel
@@ -78,6 +80,8 @@ def sampling_grid(depth: Tensor, motion: Tensor, intrinsics: Tensor) -> Tensor:
         From the target's camera to the source's.
     intrinsics : (B, 3, 3)
         In pixels.
+    source_intrinsics : (B, 3, 3), optional
+        Of the source's camera, if it is another.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def sampling_grid(depth: Tensor, motion: Tensor, intrinsics: Tensor) -> Tensor:
             "expected depth (B, 1, H, W), motion (B, 4, 4) and intrinsics (B, 3, 3), 2×2 pixels or more, got "
             + ", ".join(str(tuple(shape)) for shape in shapes)
         )
-    seen = intrinsics @ motion[:, :3]
+    seen = (intrinsics if source_intrinsics is None else source_intrinsics) @ motion[:, :3]
     turned = seen[:, :, :3] @ torch.linalg.inv(intrinsics)
     columns = torch.arange(width, dtype=depth.dtype, device=depth.device)
     rows = torch.arange(height, dtype=depth.dtype, device=depth.device)[:, None]
