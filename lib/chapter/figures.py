@@ -289,6 +289,8 @@ def pictures_figure(frame: pd.DataFrame, *, rows: Sequence[str] = (), seed: int 
     """
     seed = frame["seed"].iloc[0] if seed is None else seed
     strips = frame[frame["seed"] == seed].set_index("row")
+    if strips.empty:
+        raise ValueError(f"there is no picture of seed {seed}")
     if missing := sorted(set(rows) - set(strips.index)):
         raise ValueError(f"there is no row {missing[0]!r} of seed {seed}: rows are {', '.join(strips.index)}")
     strips = strips.loc[list(rows)] if rows else strips
@@ -311,7 +313,7 @@ def pictures_figure(frame: pd.DataFrame, *, rows: Sequence[str] = (), seed: int 
         width = pictures[0].shape[1] / len(words)
         for place, text in enumerate(words):
             at = ((place + 0.5) * width, -3)
-            axes[0, 0].text(*at, _as_written(text), fontsize=9, ha="center", va="bottom")
+            axes[0, 0].text(*at, _as_written(text), fontsize=9, ha="center", va="baseline")
     return figure
 
 

@@ -1,10 +1,14 @@
 """The recurring figures show the numbers they are given."""
 
+import base64
+import io
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 
 from lib.chapter.figures import (
@@ -13,6 +17,7 @@ from lib.chapter.figures import (
     arms_figure,
     curves_figure,
     map_figure,
+    pictures_figure,
     redraw,
     redrawable,
     save,
@@ -145,3 +150,46 @@ def test_a_map_is_drawn_again_from_its_data():
     figure = map_figure(GRID, "context", "taste", [("one − other", "one", "other")])
     drawing = redrawable(figure, shown(figure))
     assert shown(redraw(drawing)) == shown(figure)
+
+
+def picture(grey: int) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (12, 6), (grey, 0, 0)).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+STRIPS = pd.DataFrame(
+    [
+        {"seed": seed, "row": row, "columns": "left\tright", "png": picture(seed + number)}
+        for seed in (10, 50)
+        for number, row in enumerate(("above", "below"))
+    ]
+)
+
+
+def test_strips_are_those_of_one_seed_in_the_order_asked_for():
+    def reds(figure):
+        return [round(float(axis.images[0].get_array()[0, 0, 0]) * 255) for axis in figure.axes]
+
+    figure = pictures_figure(STRIPS)
+    assert reds(figure) == [10, 11]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["left", "right"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["", "below"]
+    assert reds(pictures_figure(STRIPS, rows=["below", "above"], seed=50)) == [51, 50]
+    for options, message in (
+        ({"rows": ["x"]}, "no row 'x' of seed 10"),
+        ({"seed": 7, "rows": ["above"]}, "seed 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pictures_figure(STRIPS, **options)
+
+
+def test_strips_without_columns_are_titled_and_drawn_again_from_their_data():
+    figure = pictures_figure(STRIPS.assign(columns=""))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["above", "below"]
+    assert shown(redraw(redrawable(figure, shown(figure)))) == shown(figure)
+
+
+def test_an_unknown_seed_is_refused_where_all_rows_are_wanted():
+    with pytest.raises(ValueError, match="no picture of seed 7"):
+        pictures_figure(STRIPS, seed=7)
