@@ -53,14 +53,10 @@ def pairs_with_change(
     seed: int,
     shift: float,
     data_dir: str | Path,
-) -> tuple[PairedEdits, Tensor]:
-    """Paired edits that change a pixel, and the mask that an editor is given: the attribute in both faces.
+) -> PairedEdits:
+    """Paired edits that change a pixel, and not all of them; at most `count`.
 
-    Returns
-    -------
-    PairedEdits
-        At most `count`: those without a changed pixel, or without one outside the mask, are left out.
-    mask : (N, 1, size, size) bool
+    What they change is where the attribute is in the source or in the edit: the mask that an editor is given.
 
     Raises
     ------
@@ -68,12 +64,11 @@ def pairs_with_change(
         None is left.
     """
     pairs = paired_edits(style, count, size, attribute, seed=seed, shift=shift, data_dir=data_dir)
-    mask = pairs.source.region(attribute) | pairs.reference.region(attribute)
-    kept = (pairs.changed.any((1, 2)) & mask.any((1, 2)) & ~mask.all((1, 2))).nonzero().flatten().numpy()
+    kept = (pairs.changed.any(2).any(1) & ~pairs.changed.all(2).all(1)).nonzero().flatten().numpy()
     if not len(kept):
         raise ValueError(f"no pair of {count} shows another {attribute} at {size} pixels")
     drawn = (pairs.source[kept], pairs.reference[kept], pairs.edited[kept])
-    return PairedEdits(*drawn, pairs.changed[kept]), mask[kept][:, None]
+    return PairedEdits(*drawn, pairs.changed[kept])
 
 
 def pictures_of(pairs: PairedEdits) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,12 +77,12 @@ def pictures_of(pairs: PairedEdits) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def local_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits, mask: Tensor) -> Images:
+def local_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits) -> Images:
     """Edited pictures by arm: each map in its codes and in the map itself, the vectors, and what needs none.
 
     A vector has no places: both latents are averaged, or the first style codes are the source's.
     """
-    source, reference, _ = pictures_of(pairs)
+    (source, reference, _), mask = pictures_of(pairs), pairs.changed[:, None]
     edited = {NO_EDIT: source, PASTE: torch.where(mask, reference, source)}
     for arm, model in models.items():
         ours, theirs = model.encoder(source), model.encoder(reference)
@@ -101,9 +96,9 @@ def local_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits, mask: Ten
     return {arm: quantised(images) for arm, images in edited.items()}
 
 
-def edit_scores(edited: Images, pairs: PairedEdits, mask: Tensor) -> dict[str, dict[str, float]]:
+def edit_scores(edited: Images, pairs: PairedEdits) -> dict[str, dict[str, float]]:
     """By metric and arm: errors to the true edit, everywhere and where it differs; MSE_src and MSE_ref."""
-    source, reference, truth = pictures_of(pairs)
+    (source, reference, truth), mask = pictures_of(pairs), pairs.changed[:, None]
     found = {
         "MSE to the true edit": {arm: error_of(images, truth) for arm, images in edited.items()},
         "MSE in the changed region": {
@@ -116,16 +111,14 @@ def edit_scores(edited: Images, pairs: PairedEdits, mask: Tensor) -> dict[str, d
     return found
 
 
-def rectangle(pairs: PairedEdits, number: int, attribute: str, map_size: int) -> dict[str, object]:
-    """Which cells to transplant in one pair, for `transplanted`: where the attribute is in both faces.
+def rectangle(pairs: PairedEdits, number: int, map_size: int) -> dict[str, object]:
+    """Which cells to transplant in one pair, for `transplanted`: those that hold a pixel of the true edit.
 
     Both rectangles lie in the map; between them is the difference of the faces' places, in whole cells.
     """
     apart = pairs.source.faces.shift[number] - pairs.reference.faces.shift[number]
     right, down = np.rint(apart * map_size).astype(int)
-    regions = [drawn.region(attribute)[number] for drawn in (pairs.source, pairs.edited)]
-    here = regions[0] | regions[1] | pairs.changed[number]
-    cells = reduced_mask(here[None, None], map_size)[0, 0]
+    cells = reduced_mask(pairs.changed[number][None, None], map_size)[0, 0]
     rows, columns = (torch.nonzero(cells.any(axis)).flatten() for axis in (1, 0))
     corners, lengths = [], []
     for places, offset in ((rows, int(down)), (columns, int(right))):
@@ -143,7 +136,7 @@ def rectangle(pairs: PairedEdits, number: int, attribute: str, map_size: int) ->
 
 
 @torch.no_grad()
-def moved_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits, attribute: str) -> Images:
+def moved_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits) -> Images:
     """Pictures of faces at different places, edited by the maps' cells: moved as the faces are, and not.
 
     Beside them `PASTE`, which copies and moves the same rectangle as pixels (of the first arm's cells).
@@ -152,7 +145,7 @@ def moved_edits(models: Mapping[str, StyleMapGAN], pairs: PairedEdits, attribute
     edited: Images = {NO_EDIT: source}
     for arm, model in models.items():
         size = model.generator.map_size
-        places = [rectangle(pairs, number, attribute, size) for number in range(len(source))]
+        places = [rectangle(pairs, number, size) for number in range(len(source))]
         ours, theirs = model.encoder(source), model.encoder(reference)
         for name, told in ((arm, places), (f"{arm}, {SAME_PLACE}", [_in_place(one) for one in places])):
             maps = [transplanted(ours[k : k + 1], theirs[k : k + 1], **told[k]) for k in range(len(told))]

@@ -86,7 +86,7 @@ def models() -> dict[str, StyleMapGAN]:
 
 
 @pytest.fixture(scope="module")
-def pairs(style, tmp_path_factory) -> tuple[PairedEdits, torch.Tensor]:
+def pairs(style, tmp_path_factory) -> PairedEdits:
     folder = tmp_path_factory.mktemp("pairs")
     return edits.pairs_with_change(style, 6, 32, "hair", seed=5, shift=0.0, data_dir=folder)
 
@@ -217,20 +217,20 @@ def test_scores_of_seeds_as_numbers_and_as_a_table():
 
 
 def test_the_truth_itself_has_no_error_and_pasting_none_of_the_published(models, pairs):
-    edited, (kept, mask) = edits.local_edits({}, *pairs), pairs
-    source, reference, truth = edits.pictures_of(kept)
-    scores = edits.edit_scores(edited | {"truth": truth}, kept, mask)
+    edited, mask = edits.local_edits({}, pairs), pairs.changed[:, None]
+    source, reference, truth = edits.pictures_of(pairs)
+    scores = edits.edit_scores(edited | {"truth": truth}, pairs)
     assert scores["MSE to the true edit"]["truth"] == scores["MSE in the changed region"]["truth"] == 0
     assert scores["MSE_src"][edits.PASTE] == scores["MSE_ref"][edits.PASTE] == 0
     assert scores["MSE_src"][edits.NO_EDIT] == 0 < scores["MSE_ref"][edits.NO_EDIT]
     assert scores["MSE in the changed region"][edits.NO_EDIT] == pytest.approx(
-        error_of(source, truth, kept.changed), rel=1e-6
+        error_of(source, truth, pairs.changed), rel=1e-6
     )
     assert torch.equal(torch.where(mask, reference, source), edited[edits.PASTE])
 
 
 def test_maps_are_edited_in_both_spaces_and_vectors_as_wholes(models, pairs):
-    edited = edits.local_edits(models, *pairs)
+    edited = edits.local_edits(models, pairs)
     assert "map 8×8×4, codes" in edited and "map 8×8×4, map" in edited
     assert "vector of 256, mean of both" in edited and "vector of 256, codes" not in edited
     known = load_ledger("stylemapgan")
@@ -247,8 +247,8 @@ def test_pairs_without_a_change_are_left_out_and_none_left_is_an_error(style, tm
         return pairs
 
     monkeypatch.setattr(edits, "paired_edits", unchanged)
-    kept, mask = edits.pairs_with_change(style, 4, 32, "hair", seed=1, shift=0.0, data_dir=tmp_path)
-    assert len(kept.source) == len(mask) == len(kept.changed) == 1
+    kept = edits.pairs_with_change(style, 4, 32, "hair", seed=1, shift=0.0, data_dir=tmp_path)
+    assert len(kept.source) == len(kept.edited) == len(kept.changed) == 1
 
     def nothing(*arguments, **options):
         pairs = real(*arguments, **options)
@@ -261,9 +261,10 @@ def test_pairs_without_a_change_are_left_out_and_none_left_is_an_error(style, tm
 
 
 def test_rectangles_lie_in_the_map_and_are_as_far_apart_as_the_faces(style, tmp_path):
-    pairs, _ = edits.pairs_with_change(style, 24, 32, "eyes", seed=2, shift=0.25, data_dir=tmp_path)
+    pairs = edits.pairs_with_change(style, 24, 32, "eyes", seed=2, shift=0.25, data_dir=tmp_path)
     for number in range(len(pairs.source)):
-        place = edits.rectangle(pairs, number, "eyes", 8)
+        place = edits.rectangle(pairs, number, 8)
+        assert place["height"] <= 4 and place["width"] <= 6  # eyes, not the whole head
         apart = pairs.source.faces.shift[number] - pairs.reference.faces.shift[number]
         for axis, side in ((0, "height"), (1, "width")):
             here, there = place["source_corner"][axis], place["reference_corner"][axis]
@@ -276,9 +277,9 @@ def test_moved_pixels_put_the_eyes_of_a_moved_copy_back(style, tmp_path):
     still = style.faces(4, seed=3)
     there = replace(still, shift=np.tile((0.125, 0.125), (4, 1)))
     here, moved = (Drawings.of(style, one, 32, data_dir=tmp_path) for one in (still, there))
-    changed = here.region("eyes")
+    changed = here.labels > 0
     pairs = PairedEdits(here, moved, here, changed)
-    edited = edits.moved_edits({"map 8×8×4": SETTINGS.model("map 8×8×4", 0).eval()}, pairs, "eyes")
+    edited = edits.moved_edits({"map 8×8×4": SETTINGS.model("map 8×8×4", 0).eval()}, pairs)
     assert edits.moved_scores(edited, pairs)["MSE in the changed region (moved)"][edits.PASTE] < 1e-4
 
 
