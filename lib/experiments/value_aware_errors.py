@@ -7,7 +7,7 @@ The networks are pretrained, the pictures photographs. Trainings are in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,9 @@ from lib.models.vision.mobilenet import MobileNetV2
 from lib.models.vision.squeezenet import SqueezeNet
 from lib.quantization.convert import quantize
 from lib.quantization.largest import split
+from lib.quantization.quantizer import Quantizer
+from lib.quantization.training_memory import bits_per_value
+from lib.quantization.uniform import Uniform
 from lib.quantization.value_aware import ValueAware, fake_quantize
 from lib.training.classifiers import accuracy
 
@@ -65,23 +68,61 @@ def layer_inputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return dict(list(found.items())[1:])
 
 
-def input_errors(
-    network: nn.Module, images: Tensor, bits: Sequence[int], ratios: Sequence[float]
-) -> pd.DataFrame:
+#: A code's width, the share of large values, and whether the grid is clipped at least error.
+Setting = tuple[int, float, bool]
+
+#: What is compared on real activations and weights: widths with shares of large values, and clipped grids.
+SETTINGS: tuple[Setting, ...] = (
+    *((bits, ratio, False) for bits in (2, 3, 4) for ratio in (0, 0.001, 0.005, 0.01, 0.02, 0.05)),
+    *((bits, 0, True) for bits in (2, 3, 4, 5)),
+)
+
+
+def label(bits: int, ratio: float, clipped: bool = False) -> str:
+    """``(4, 1 %)`` or ``4 bits, clipped``."""
+    return f"{bits} bits, clipped" if clipped else f"({bits}, {100 * ratio:g} %)"
+
+
+def input_errors(network: nn.Module, images: Tensor, settings: Sequence[Setting] = SETTINGS) -> pd.DataFrame:
     """Signal to quantization noise of the inputs of a network's layers, with each image by itself.
 
     Returns
     -------
-    DataFrame with ``image``, ``bits``, ``ratio``, ``SQNR`` (dB, mean over layers).
+    DataFrame with ``image``, ``setting``, ``bits``, ``ratio``, ``clipped``, ``stored bits`` and ``SQNR`` (dB,
+    mean over layers).
     """
-    rows = []
+    found = []
     for index in range(len(images)):
         inputs = layer_inputs(network, images[index : index + 1]).values()
-        for width in bits:
-            for ratio in ratios:
-                noise = [sqnr(x, fake_quantize(x, width, ratio, grid=_grid(x))) for x in inputs]
-                rows.append((index, width, ratio, float(np.mean(noise))))
-    return pd.DataFrame(rows, columns=["image", "bits", "ratio", "SQNR"])
+        found.append(_noise(inputs, settings).assign(image=index))
+    keys = ["image", "setting", "bits", "ratio", "clipped", "stored bits"]
+    return pd.concat(found).groupby(keys, sort=False, as_index=False)["SQNR"].mean()
+
+
+def weight_errors(network: nn.Module, settings: Sequence[Setting] = SETTINGS) -> pd.DataFrame:
+    """The same of the weights of all its convolutions: a row per ``layer`` and setting."""
+    weights = [layer.weight.detach() for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    return _noise(weights, settings)
+
+
+def _noise(tensors: Iterable[Tensor], settings: Sequence[Setting]) -> pd.DataFrame:
+    rows = []
+    for layer, x in enumerate(tensors):
+        for bits, ratio, clipped in settings:
+            rounded = fake_quantize(x, bits, ratio, grid=_grid(x), clipped=clipped)
+            known = (label(bits, ratio, clipped), bits, ratio, clipped, bits_per_value(bits, ratio))
+            rows.append((layer, *known, sqnr(x, rounded)))
+    columns = ["layer", "setting", "bits", "ratio", "clipped", "stored bits", "SQNR"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+#: Of `SETTINGS`, those that rules compare.
+JUDGED = tuple(label(*one) for one in ((4, 0, False), (4, 0.01, False), (3, 0.02, False), (4, 0, True)))
+
+
+def compared(errors: pd.DataFrame) -> dict[str, list[float]]:
+    """What rules compare: SQNR by setting of `JUDGED`, in the order of pictures or layers."""
+    return errors.groupby("setting")["SQNR"].agg(list)[list(JUDGED)].to_dict()
 
 
 def _grid(x: Tensor) -> str:
@@ -98,12 +139,29 @@ def crops(image: Image.Image, count: int, preprocessing: Preprocessing, *, seed:
 
 
 def check_inference(bits: Sequence[int], ratios: Sequence[float]) -> None:
-    """ValueError if C8, or the text beside it, is about bits or a ratio that are not measured."""
-    if 4 not in bits or not {0.0, 0.001, 0.01} <= set(ratios):
+    """ValueError if C8 or C8b, or the text beside them, is about bits or a ratio that are not measured."""
+    if not {4, 6} <= set(bits) or not {0.0, 0.001, 0.01} <= set(ratios):
         raise ValueError(
-            f"inference_bits must have 4, and inference_ratios 0, 0.001 and 0.01, at which C8 is judged; "
-            f"got {list(bits)} and {list(ratios)}"
+            f"inference_bits must have 4 and 6, and inference_ratios 0, 0.001 and 0.01, at which C8 and C8b "
+            f"are judged; got {list(bits)} and {list(ratios)}"
         )
+
+
+class Scales(NamedTuple):
+    """How weights and activations get their grids in inference."""
+
+    per_channel: bool = False  # of weights: a grid per output channel, clipped at least error
+    clipped: bool = False  # of activations
+
+
+PER_TENSOR = Scales()
+
+#: By name: one grid per tensor for everything; weights per channel, as is usual since; and the control.
+SCALES = {
+    "one grid per tensor": PER_TENSOR,
+    "weights per channel": Scales(per_channel=True),
+    "weights per channel, activations clipped": Scales(per_channel=True, clipped=True),
+}
 
 
 @torch.no_grad()
@@ -112,34 +170,51 @@ def inference_errors(
 ) -> pd.DataFrame:
     """What few bits and large values of 16 bits do to a network's outputs on groups of images, untrained.
 
-    Weights and activations of all layers, the image exact; large values are found in every tensor as it
-    passes, over a group at a time.
+    Weights and activations of all layers, the image exact, under each of `SCALES`, the clipped one without
+    large values; these are found in every tensor as it passes, over a group at a time. Weights with a grid
+    per channel have no large values.
 
     Returns
     -------
-    DataFrame with ``group``, ``bits``, ``ratio``, ``agreement`` (percent of images whose first class is that
-    of full precision) and ``error`` (mean over images of the relative error of the logits).
+    DataFrame with ``group``, ``scales``, ``bits``, ``ratio``, ``agreement`` (percent of images whose first
+    class is that of full precision) and ``error`` (mean over images of the relative error of the logits).
     """
     with evaluating(network):
         exact = {name: network(group) for name, group in images.items()}
     rows = []
-    for width, ratio in product(bits, ratios):
-        quantized = _with_few_bits(network, next(iter(images.values())), width, ratio)
+    for (scales, kind), width, ratio in product(SCALES.items(), bits, ratios):
+        if kind.clipped and ratio:
+            continue
+        quantized = _with_few_bits(network, next(iter(images.values())), width, ratio, kind)
         for name, group in images.items():
             got, reference = quantized(group), exact[name]
             same = (got.argmax(1) == reference.argmax(1)).double().mean()
             error = ((got - reference).norm(dim=1) / reference.norm(dim=1)).mean()
-            rows.append((name, width, ratio, 100 * float(same), float(error)))
-    return pd.DataFrame(rows, columns=["group", "bits", "ratio", "agreement", "error"])
+            rows.append((name, scales, width, ratio, 100 * float(same), float(error)))
+    return pd.DataFrame(rows, columns=["group", "scales", "bits", "ratio", "agreement", "error"])
 
 
-def _with_few_bits(network: nn.Module, images: Tensor, bits: int, ratio: float) -> nn.Module:
+def _with_few_bits(
+    network: nn.Module,
+    images: Tensor,
+    bits: int,
+    ratio: float,
+    scales: Scales = SCALES["one grid per tensor"],
+) -> nn.Module:
     """A copy with all weights and activations in few bits, and this share of large values in 16."""
+
+    def of_weights(layer: nn.Module) -> Quantizer:
+        if scales.per_channel:
+            return Uniform(bits, range_from="mse", channels=len(layer.weight))
+        return ValueAware(bits, ratio=ratio, signed=True)
+
     return quantize(
         network,
         images,
-        weights=lambda layer: ValueAware(bits, ratio=ratio, signed=True),
-        activations=lambda kind: ValueAware(bits, ratio=ratio, signed=kind != "unsigned"),
+        weights=of_weights,
+        activations=lambda kind: ValueAware(
+            bits, ratio=ratio, signed=kind != "unsigned", clipped=scales.clipped
+        ),
     ).eval()
 
 
@@ -148,7 +223,7 @@ def labelled_accuracy(
 ) -> pd.DataFrame:
     """Top-1 accuracy on labelled photographs, in full precision and as `inference_errors` quantises.
 
-    Large values are found over one photograph at a time.
+    One grid per tensor; large values are found over one photograph at a time.
 
     Returns
     -------
@@ -162,24 +237,25 @@ def labelled_accuracy(
     return pd.DataFrame(rows, columns=["weights and activations", "top-1 (%)"])
 
 
-def logit_errors(
-    results: pd.DataFrame, *, bits: int, ratios: Sequence[float]
-) -> dict[str, dict[str, list[float]]]:
-    """Errors of the logits that a rule compares: one per photograph, by ratio, for each network.
+def logit_errors(results: pd.DataFrame, network: str, bits: int) -> dict[str, dict[str, list[float]]]:
+    """Errors of a network's logits with weights per channel: one per photograph, by setting.
+
+    No large values, 0.1 and 1 % of them, and clipped activations.
 
     Parameters
     ----------
     results
         Of `inference_errors`, with a column ``network``.
+    network, bits
+        Which of its rows.
     """
-    rows = results[results["bits"] == bits]
-    return {
-        f"logit error, {network}": {
-            f"({bits}, {100 * ratio:g} %)": of_network.loc[of_network["ratio"] == ratio, "error"].tolist()
-            for ratio in ratios
-        }
-        for network, of_network in rows.groupby("network", sort=False)
-    }
+    results = results[results["network"] == network]
+    rows = results[(results["bits"] == bits) & results["ratio"].isin([0.0, 0.001, 0.01])]
+    rows = rows[rows["scales"] != "one grid per tensor"]
+    clipped = rows["scales"] == "weights per channel, activations clipped"
+    names = [label(bits, ratio, cut) for ratio, cut in zip(rows["ratio"], clipped, strict=True)]
+    errors = rows.assign(setting=names).groupby("setting", sort=False)["error"].agg(list)
+    return {f"logit error, {network}": errors.to_dict()}
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -204,26 +280,42 @@ def idea_figure(x: Tensor) -> Figure:
 
 
 def sqnr_figure(errors: pd.DataFrame) -> Figure:
-    """Signal to noise over the share of large values (`input_errors`): mean, lowest to highest image."""
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    for (bits, rows), line in zip(errors.groupby("bits"), LINES, strict=False):
-        over = rows.groupby("ratio")["SQNR"].agg(["mean", "min", "max"])
-        axis.plot(100 * over.index, over["mean"], line, label=f"{bits} bits")
-        axis.fill_between(100 * over.index, over["min"], over["max"], alpha=0.2)
-    axis.set(xlabel="large values (%)", ylabel="signal to quantization noise (dB)")
-    axis.legend()
+    """Signal to noise over the bits stored (`input_errors`): a line per width, and one of clipped grids.
+
+    A panel per network, one above the other; mean over images, from the lowest to the highest.
+    """
+    networks = list(dict.fromkeys(errors["network"]))
+    size = (6.2, 0.6 + 2.7 * len(networks))
+    figure, axes = plt.subplots(len(networks), 1, figsize=size, sharex=True, squeeze=False)
+    for axis, network in zip(axes[:, 0], networks, strict=True):
+        rows = errors[errors["network"] == network]
+        kinds = [
+            (f"{bits} bits, large values kept", part) for bits, part in rows[~rows["clipped"]].groupby("bits")
+        ]
+        kinds.append(("no large values, clipped at least error", rows[rows["clipped"]]))
+        for (name, part), line in zip(kinds, LINES, strict=False):
+            over = part.groupby("stored bits")["SQNR"].agg(["mean", "min", "max"])
+            axis.plot(over.index, over["mean"], line, label=name)
+            axis.fill_between(over.index, over["min"], over["max"], alpha=0.15)
+        axis.set(ylabel=f"signal to noise (dB)\n{network}")
+    axes[-1, 0].set(xlabel="bits stored per value, places of large values included")
+    axes[0, 0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 
 def inference_figure(results: pd.DataFrame) -> Figure:
-    """Agreement of the first class and error of the logits over the share of large values."""
-    means = results.groupby(["network", "bits", "ratio"])[["agreement", "error"]].mean()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
-    for ((network, bits), rows), line in zip(means.groupby(level=[0, 1]), LINES, strict=False):
-        share, label = 100 * rows.index.get_level_values("ratio"), f"{network}, {bits} bits"
+    """Agreement of the first class and error of the logits over the share of large values, at 4 bits.
+
+    Two panels, one above the other; a line per network and way of scaling, a star for clipped activations.
+    """
+    results = results[results["bits"] == 4]
+    means = results.groupby(["network", "scales", "ratio"], sort=False)[["agreement", "error"]].mean()
+    figure, axes = plt.subplots(2, 1, figsize=(6.2, 6.4), sharex=True)
+    for ((network, scales), rows), line in zip(means.groupby(level=[0, 1], sort=False), LINES, strict=False):
+        share = 100 * rows.index.get_level_values("ratio")
         for axis, column in zip(axes, ("agreement", "error"), strict=True):
-            axis.plot(share, rows[column], line, label=label)
-    axes[0].set(xlabel="16-bit values (%)", ylabel="same first class (%)", ylim=(-3, 103))
+            axis.plot(share, rows[column], line, label=f"{network}, {scales}")
+    axes[0].set(ylabel="same first class (%)", ylim=(-3, 103))
     axes[1].set(xlabel="16-bit values (%)", ylabel="relative error of the logits", yscale="log")
-    axes[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    axes[0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
 from lib.chapter.figures import arm_styles
@@ -109,6 +110,16 @@ def distances(tried: pd.DataFrame, paper: Mapping[str, float]) -> pd.Series:
     return (tried[list(paper)] - pd.Series(paper)).abs().max(axis=1)
 
 
+def expected_hits(tried: pd.DataFrame, paper: Mapping[str, float], tolerance: float = 0.5) -> float:
+    """How many of the conventions would come within `tolerance` points of both numbers by chance.
+
+    Chance is a smooth density of the conventions' own two percentages (Gaussian kernels, Scott's width).
+    """
+    density = gaussian_kde(tried[list(paper)].to_numpy().T)
+    centre = np.array(list(paper.values()))
+    return len(tried) * float(density.integrate_box(centre - tolerance, centre + tolerance))
+
+
 def sensitivities(networks: Networks = HEADLINE) -> pd.DataFrame:
     """Reduction with one detail of the judged convention changed at a time: percent, a column per network."""
     found = {
@@ -174,7 +185,7 @@ def measure_steps(network: nn.Module, images: Tensor, *, rounds: int) -> tuple[p
         the blocks' inputs and what lies between blocks) and ``peak`` (the most that torch's allocator held in
         tensors during the step, beyond weights and gradients).
     seconds : DataFrame
-        A row per round and a column per mode: wall time of forward and backward pass.
+        A row per round and a column per mode: processor time of forward and backward pass, of all threads.
     """
     network.train()
     labels = torch.arange(len(images))
@@ -205,9 +216,9 @@ def measure_steps(network: nn.Module, images: Tensor, *, rounds: int) -> tuple[p
     for _ in range(rounds):
         seconds.append({})
         for mode in MODES:
-            start = time.perf_counter()
+            start = time.process_time()
             step(mode)
-            seconds[-1][mode] = time.perf_counter() - start
+            seconds[-1][mode] = time.process_time() - start
     return pd.DataFrame(memory).T, pd.DataFrame(seconds)
 
 

@@ -62,6 +62,8 @@ class PackedActivations(TorchFunctionMode):
     bits, ratio
         Of the inputs of layers: width of a code, share of large values (the paper: 3 bits, 2 %).
         ``bits=None`` keeps everything exact, which turns this into a mere counter of what is saved.
+    clipped
+        End the grids of the inputs of layers where the squared error is least; see `encode`. A control.
     separate_mask
         V-Quant instead of RV-Quant: one code for zero, and the ReLU's bit beside it.
     bn_input
@@ -85,6 +87,7 @@ class PackedActivations(TorchFunctionMode):
         bits: int | None = 3,
         ratio: float = 0.02,
         *,
+        clipped: bool = False,
         separate_mask: bool = False,
         bn_input: BnInput = "packed",
         bn_bits: int = 8,
@@ -98,7 +101,7 @@ class PackedActivations(TorchFunctionMode):
         checked_bits(bn_bits, 2, name="bn_bits")
         large_count(1, ratio)
         large_count(1, bn_ratio)
-        self.bits, self.ratio, self.separate_mask = bits, ratio, separate_mask
+        self.bits, self.ratio, self.separate_mask, self.clipped = bits, ratio, separate_mask, clipped
         self.bn_input, self.bn_bits, self.bn_ratio, self.smallest = bn_input, bn_bits, bn_ratio, smallest
         self._hooks: list[saved_tensors_hooks] = []
         self._kept: WeakSet[Kept] = WeakSet()
@@ -180,7 +183,7 @@ class PackedActivations(TorchFunctionMode):
         signed = relu is None and float(tensor.amin()) < 0
         grid = "relu" if shared else "signed" if signed else "unsigned"
         bits = max(2, self.bits) if signed else self.bits
-        packed = Packed(encode(tensor, bits, self.ratio, grid=grid))
+        packed = Packed(encode(tensor, bits, self.ratio, grid=grid, clipped=self.clipped))
         if shared:
             relu.share(packed)
             self._pending = None

@@ -1,5 +1,6 @@
 """Memory of a training step, by hand and on networks small enough to know the answer."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lib.experiments.value_aware_memory import (
     conventions,
     conventions_figure,
     distances,
+    expected_hits,
     gains,
     judged_reductions,
     measure_networks,
@@ -67,6 +69,14 @@ def test_ways_of_counting_that_do_not_exist_are_refused(ways):
 def test_the_distance_is_that_of_the_worse_network():
     tried = pd.DataFrame({"a": [10.0, 20.0], "b": [5.0, 1.0], "factor": [1.0, 2.0]})
     assert distances(tried, {"a": 11.0, "b": 5.5}).tolist() == [1.0, 9.0]
+
+
+def test_expected_hits_are_those_of_a_smooth_density():
+    """Of normal points: a box of a point about their mean holds 1 / (2π σ²)."""
+    points = np.random.default_rng(0).normal([40, 50], 8, (1000, 2))
+    tried = pd.DataFrame(points, columns=["a", "b"])
+    assert expected_hits(tried, {"a": 40.0, "b": 50.0}) == pytest.approx(1000 / (2 * np.pi * 64), rel=0.2)
+    assert expected_hits(tried, {"a": 100.0, "b": 50.0}) < 1e-3
 
 
 def test_memory_of_a_network_by_hand():

@@ -8,7 +8,9 @@ import torch
 
 from lib.data.images import ImageSet
 from lib.experiments import value_aware_training
+from lib.experiments.value_aware_errors import label
 from lib.experiments.value_aware_training import (
+    CLIPPED,
     IMAGES,
     Arm,
     gradient_errors,
@@ -16,6 +18,8 @@ from lib.experiments.value_aware_training import (
     gradient_settings,
     images_of,
     new_network,
+    pretrained_gradient_errors,
+    sweep_arms,
     train,
     training_arms,
 )
@@ -169,7 +173,8 @@ def test_settings_are_what_their_names_say():
     settings = gradient_settings(3)
     for name, context in settings.items():
         if not name.startswith("normalisation"):
-            assert name == f"({context.bits}, {100 * context.ratio:g} %)" and context.bn_input == "exact"
+            assert name == label(context.bits, context.ratio, context.clipped)
+            assert context.bn_input == "exact"
     of_norm = {
         name.removeprefix("normalisation "): (c.bits, c.ratio, c.bn_input, c.bn_bits, c.bn_ratio)
         for name, c in settings.items()
@@ -181,22 +186,53 @@ def test_settings_are_what_their_names_say():
         "packed, 8 bits": (3, 0.02, "packed", 8, 0.0),
         "recomputed from the packed input": (3, 0.02, "recomputed", 8, 0.0),
     }
-    assert len(settings) == 5 * 4 + 4
+    assert len(settings) == 5 * 4 + 1 + 4 and settings[CLIPPED].clipped
+
+
+def test_errors_of_a_pretrained_network_are_in_evaluation_mode_by_group():
+    seeded(0)
+    net = network().eval()
+    groups = {name: torch.randn(2, 3, 32, 32) for name in ("a", "b")}
+    found = pretrained_gradient_errors(net, groups).set_index(["group", "setting"])["error"]
+    assert set(found.index.get_level_values("setting")) == {"(3, 2 %)", "(3, 0 %)", "(4, 0 %)", CLIPPED}
+    labels = net(groups["a"]).argmax(1)
+    batch = {"images": groups["a"], "labels": labels}
+    settings = {"x": PackedActivations(3, 0.0, bn_input="exact")}
+    expected = gradient_errors(net, batch, settings, training=False)["error"].item()
+    assert found["a", "(3, 0 %)"] == pytest.approx(expected)
+    of_training = gradient_errors(net, batch, settings)["error"].item()
+    assert abs(of_training - expected) > 0.01 * expected  # the twin with statistics of the batch
+
+
+def test_the_sweep_is_of_every_width_with_every_share():
+    arms = sweep_arms([1, 2], [0.0, 0.05])
+    assert {name: arm.stages for name, arm in arms.items()} == {
+        "(1, 0 %)": ((1, 0.0),),
+        "(1, 5 %)": ((1, 0.05),),
+        "(2, 0 %)": ((2, 0.0),),
+        "(2, 5 %)": ((2, 0.05),),
+    }
+    assert sweep_arms([], [0.0]) == {}
+    clipped = training_arms(3)[CLIPPED]
+    assert clipped.clipped and clipped.stages == ((4, 0.0),)
+    assert not same(trained(clipped), trained(Arm(((4, 0.0),))))
 
 
 def test_the_gradient_figure_draws_a_line_per_width():
     rows = [
-        (bits, ratio, "exact", seed + 0.1 / bits / (1 + ratio))
+        (label(bits, ratio), bits, ratio, False, "exact", seed + 0.1 / bits / (1 + ratio))
         for bits in (1, 3, 4)
         for ratio in (0.0, 0.02)
         for seed in (0, 1)
     ]
-    rows.append((3, 0.02, "packed", 9.0))  # not drawn
-    errors = pd.DataFrame(rows, columns=["bits", "ratio", "normalisation", "error"])
+    rows.append(("normalisation packed", 3, 0.02, False, "packed", 9.0))  # not drawn
+    rows += [(CLIPPED, 4, 0.0, True, "exact", error) for error in (0.2, 0.4)]
+    columns = ["setting", "bits", "ratio", "clipped", "normalisation", "error"]
+    errors = pd.DataFrame(rows, columns=columns)
     axis = gradient_figure(errors).axes[0]
     one, three, four, level = axis.lines
     assert [line.get_label() for line in (one, three, four)] == ["1 bit", "3 bits", "4 bits"]
     assert three.get_xdata().tolist() == [0, 2]
     over_seeds = [0.5 + 0.1 / 3, 0.5 + 0.1 / 3 / 1.02]
     assert three.get_ydata().tolist() == pytest.approx(over_seeds)
-    assert level.get_ydata()[0] == pytest.approx(0.5 + 0.1 / 4)  # 4 bits without large values
+    assert level.get_ydata()[0] == pytest.approx(0.3)  # 4 bits, clipped

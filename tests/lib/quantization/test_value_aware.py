@@ -320,3 +320,53 @@ def test_the_module_takes_an_empty_batch_and_refuses_integers():
     assert quantizer(torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
     with pytest.raises(ValueError, match="floating-point"):
         quantizer(torch.ones(3, dtype=torch.int64))
+
+
+# --- a clipped grid ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("ratio", [0.0, 0.02])
+def test_a_clipped_grid_ends_where_the_squared_error_is_least(grid, bits, ratio):
+    """No other of 400 ends is better by a thousandth; the twin, an end at the largest value, is far worse."""
+    x = sample_of(grid)
+    found = fake_quantize(x, bits, ratio, grid=grid, clipped=True)
+    least = float((found - x).square().sum())
+    large = split(x, ratio, signed=grid == "signed")
+    small = torch.ones(len(x), dtype=torch.bool)
+    small[large.index] = False
+    highest = 2 ** (bits - 1) - 1 if grid == "signed" else 2**bits - (2 if grid == "relu" else 1)
+    low = -highest if grid == "signed" else 0
+    errors = []
+    for share in torch.linspace(0.01, 1, 400):
+        step = large.top * share / highest
+        errors.append(float((((x / step).round().clamp(low, highest) * step - x)[small]).square().sum()))
+    assert least <= 1.001 * min(errors)
+    assert torch.equal(found[large.index], x[large.index])
+    if ratio == 0.0:
+        assert least < 0.8 * float((fake_quantize(x, bits, ratio, grid=grid) - x).square().sum())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_clipped_grid_is_stored_as_it_is_computed(grid):
+    x = sample_of(grid)
+    packed = encode(x, 3, 0.01, grid=grid, clipped=True)
+    assert torch.equal(packed.decode(), fake_quantize(x, 3, 0.01, grid=grid, clipped=True))
+    if grid == "relu":
+        assert torch.equal(packed.mask(), (x > 0).float())  # clipped or not, the ReLU was open
+
+
+def test_a_module_with_a_clipped_grid():
+    x = sample_of("signed")
+    quantizer = ValueAware(4, ratio=0.01, signed=True, clipped=True).initialise(x)
+    expected = fake_quantize(x, 4, 0.01, grid="signed", value_dtype=torch.float16, clipped=True)
+    assert torch.equal(quantizer(x), expected)
+    small = expected[(expected != 0) & (expected.abs() <= 7.5 * quantizer.step)]
+    assert torch.allclose(small / quantizer.step, (small / quantizer.step).round(), atol=1e-4)
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), expected)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(8), torch.ones(8), torch.empty(0)])
+def test_a_clipped_grid_of_what_has_no_spread(x):
+    assert torch.equal(fake_quantize(x, 3, 0.0, grid="relu", clipped=True), x)

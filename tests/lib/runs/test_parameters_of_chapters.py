@@ -239,7 +239,9 @@ REFUSED = {
         "rounds": COUNT,
         "photographs": (*COUNT, 13),
         "crops_each": COUNT,
-        "inference_bits": ([], [0], [9], [4, 4]),
+        "sweep_bits": ([0], [9], [1, 1]),
+        "sweep_ratios": ([-0.1], [1.5], [0.0, 0.0]),
+        "inference_bits": ([], [0], [1], [9], [4, 4]),
         "inference_ratios": ([], [2.0, 0.0, 0.1], [-0.1, 0.0, 0.1], [0.0, 0.0, 0.0]),
     },
 }
