@@ -329,7 +329,7 @@ def test_the_module_takes_an_empty_batch_and_refuses_integers():
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("ratio", [0.0, 0.02])
 def test_a_clipped_grid_ends_where_the_squared_error_is_least(grid, bits, ratio):
-    """No other of 400 ends is better by a thousandth; the twin, an end at the largest value, is far worse."""
+    """No other of 400 ends is better by a hundredth; the twin, an end at the largest value, is far worse."""
     x = sample_of(grid)
     found = fake_quantize(x, bits, ratio, grid=grid, clipped=True)
     least = float((found - x).square().sum())
@@ -342,7 +342,7 @@ def test_a_clipped_grid_ends_where_the_squared_error_is_least(grid, bits, ratio)
     for share in torch.linspace(0.01, 1, 400):
         step = large.top * share / highest
         errors.append(float((((x / step).round().clamp(low, highest) * step - x)[small]).square().sum()))
-    assert least <= 1.001 * min(errors)
+    assert least <= 1.01 * min(errors)
     assert torch.equal(found[large.index], x[large.index])
     if ratio == 0.0:
         assert least < 0.8 * float((fake_quantize(x, bits, ratio, grid=grid) - x).square().sum())
