@@ -89,7 +89,7 @@ def filled_in(command: str, folder: Path) -> str:
     """A command with something real for what the reader is to put there."""
     kept = next(ROOT.glob("book/archive/meantime/long-*"))
     (folder / "authors.pth").touch()
-    command = re.sub(r"\S+\.pth", shlex.quote(str(folder / "authors.pth")), command)
+    command = re.sub(r"\S+\.(pth|pt|pkl|png)\b", shlex.quote(str(folder / "authors.pth")), command)
     grid = folder / "grid.yml"
     grid.write_text("{chapter: template, scale: smoke, grid: {seeds: [0, 1]}}\n")
     real = {"FOLDER": kept, "grid.yml": grid, "<id>": "meantime", "/path/to/pictures": folder}

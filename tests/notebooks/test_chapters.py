@@ -38,7 +38,6 @@ STILL_CLAIMS_FIRST = (
     "oneshot_compression",
     "precision_highway",
     "profit",
-    "value_aware",
 )
 CELLS = range(15, 51)
 LINES = 25
