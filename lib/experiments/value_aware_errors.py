@@ -199,7 +199,7 @@ def _with_few_bits(
     images: Tensor,
     bits: int,
     ratio: float,
-    scales: Scales = SCALES["one grid per tensor"],
+    scales: Scales = PER_TENSOR,
 ) -> nn.Module:
     """A copy with all weights and activations in few bits, and this share of large values in 16."""
 

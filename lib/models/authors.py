@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.listing import first_few
 
 #: Path of a file that torch saved, or what such a file holds.
 Source = str | os.PathLike | Mapping
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def contents(source: Source, *, also: Sequence[type] = ()) -> object:
@@ -182,3 +185,26 @@ def floating_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     """The floating type of most tensors of a state dict; torch's default where none is floating."""
     counts = Counter(value.dtype for value in state.values() if value.is_floating_point())
     return max(counts, key=counts.__getitem__, default=torch.get_default_dtype())
+
+
+def filled(make: Callable[[], Network], state: Mapping[str, Tensor], whose: str) -> Network:
+    """A network in evaluation mode with the weights of a state dict under our names, in their type.
+
+    Counters of batches, which files of old torch lack and nothing reads, are zero where there is none.
+
+    Raises
+    ------
+    ValueError
+        The sizes make no network; or as `require_fit`.
+    """
+    try:
+        with torch.device("meta"):  # first weights that nobody needs are not drawn
+            network = make()
+    except ValueError as error:
+        raise ValueError(f"this is no {whose}: {error}") from error
+    own = network.state_dict()
+    counters = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
+    state = counters | dict(state)
+    require_fit(state, own, whose)
+    network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    return network.eval()

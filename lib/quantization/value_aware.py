@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -281,10 +281,13 @@ class ValueAware(Quantizer):
         """Whether negative values have levels of their own."""
         return self.grid_name == "signed"
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(grid=self.grid_name, value_dtype=self.value_dtype, clipped=self.clipped)
+
     def quantize(self, x: Tensor) -> Tensor:
         """Quantise and dequantise."""
-        options = dict(grid=self.grid_name, value_dtype=self.value_dtype, clipped=self.clipped)
-        return straight_through(x, fake_quantize(x.detach(), self.bits, self.ratio, **options))
+        return straight_through(x, fake_quantize(x.detach(), self.bits, self.ratio, **self._options))
 
     def measure(self, x: Tensor) -> None:
         """Keep the step that this tensor would get, for `levels`."""
@@ -300,8 +303,7 @@ class ValueAware(Quantizer):
     def encode(self, x: Tensor) -> PackedTensor:
         """The stored form of ``x``."""
         self._finite_grid()
-        options = dict(grid=self.grid_name, value_dtype=self.value_dtype, clipped=self.clipped)
-        packed = encode(x, self.bits, self.ratio, **options)
+        packed = encode(x, self.bits, self.ratio, **self._options)
         self.step.fill_(packed.step)
         return packed
 

@@ -11,7 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lib.models.authors import Source, opened, read_state_dict, require_finite, require_fit, require_keys
+from lib.models.authors import (
+    Source,
+    filled,
+    opened,
+    read_state_dict,
+    require_finite,
+    require_keys,
+)
 from lib.models.depth.cross_task_decoder import CrossTaskDecoder, PyramidDecoder
 from lib.models.depth.pose_network import PoseDecoder
 from lib.models.depth.resnet_pyramid import ResnetPyramid
@@ -38,7 +45,7 @@ def load_encoder(source: Source, *, frames: int = 1) -> ResnetPyramid:
             state.pop(f"encoder.fc.{name}", None)
         width = _shape(state, "encoder.conv1.weight", whose)[0] / 64
         options = {"depth": _resnet_depth(state), "width": width, "frames": frames}
-        return _filled(lambda: ResnetPyramid(**options), state, whose)
+        return filled(lambda: ResnetPyramid(**options), state, whose)
 
 
 def input_size(source: Source) -> tuple[int, int] | None:
@@ -54,7 +61,7 @@ def load_pose_decoder(source: Source, *, motions: int = 1) -> PoseDecoder:
     with opened(source) as held:
         state = _read(held)
         hidden, inputs = _shape(state, "net.0.weight", whose)[:2]
-        return _filled(lambda: PoseDecoder(inputs, hidden=hidden, motions=motions), state, whose)
+        return filled(lambda: PoseDecoder(inputs, hidden=hidden, motions=motions), state, whose)
 
 
 def load_depth_decoder(source: Source) -> PyramidDecoder:
@@ -94,7 +101,7 @@ def load_cross_task_decoder(source: Source, *, embeddings: int = 4, merged: bool
                 key.replace("seg_decoder.", "segmentation.").replace("depth_decoder.", "depth.")
             )
             ours[_attention_name(name)] = value
-        return _filled(
+        return filled(
             lambda: CrossTaskDecoder(
                 sizes[0],
                 channels=sizes[1],
@@ -157,7 +164,7 @@ def load_folder(
         )
 
     try:
-        return _filled(model, state, "set of files that belong together")
+        return filled(model, state, "set of files that belong together")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -235,23 +242,8 @@ def _attention_name(key: str) -> str:
 def _decoder(state: Mapping[str, Tensor], levels: Sequence[int], whose: str) -> PyramidDecoder:
     sizes, channels = _decoder_sizes(state, "", whose)
     outputs = _shape(state, "decoder.10.conv.weight", whose)[0]
-    return _filled(
+    return filled(
         lambda: PyramidDecoder(sizes, outputs=outputs, head_levels=levels, channels=channels),
         {_decoder_name(key): value for key, value in state.items()},
         whose,
     )
-
-
-def _filled(make: Callable[[], Network], state: Mapping[str, Tensor], whose: str) -> Network:
-    """A network of these weights in evaluation mode, in their type."""
-    try:
-        with torch.device("meta"):  # first weights that nobody needs are not drawn
-            network = make()
-    except ValueError as error:
-        raise ValueError(f"this is no {whose}: {error}") from error
-    own = network.state_dict()
-    counters = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
-    state = counters | dict(state)
-    require_fit(state, own, whose)
-    network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
-    return network.eval()

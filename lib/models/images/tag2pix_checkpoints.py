@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lib.models.authors import read_state_dict, require_finite, require_fit
+from lib.models.authors import filled, read_state_dict, require_finite
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -59,23 +59,5 @@ def size_of(state: Mapping[str, Tensor], key: str, axis: int, default: int) -> i
 def load_authors(
     make: Callable[..., Network], options: Mapping[str, Any], state: Mapping[str, Tensor], whose: str
 ) -> Network:
-    """A network in evaluation mode with the weights of a state dict under our names, in their type.
-
-    Counters of batches, which files of old torch lack and nothing reads, are zero where there is none.
-
-    Raises
-    ------
-    ValueError
-        The sizes make no network; or as `lib.models.authors.require_fit`.
-    """
-    try:
-        with torch.device("meta"):  # first weights that nobody needs are not drawn
-            network = make(**options)
-    except ValueError as error:
-        raise ValueError(f"this is no {whose}: {error}") from error
-    own = network.state_dict()
-    counters = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
-    state = counters | dict(state)
-    require_fit(state, own, whose)
-    network.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
-    return network.to(memory_format=torch.channels_last).eval()
+    """`lib.models.authors.filled` with the network that these options make, channels last."""
+    return filled(lambda: make(**options), state, whose).to(memory_format=torch.channels_last)
