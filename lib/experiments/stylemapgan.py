@@ -68,6 +68,9 @@ ALL_LOSSES = {JOINT: "map 8×8×4", JOINT_VECTOR: "vector of 256", SEQUENTIAL: "
 #: 8×8 pixels of three colours, enlarged.
 MEAN, NEAREST, THUMBNAIL = "mean picture", "nearest training picture", "thumbnail 8×8"
 
+#: Adam's, as published for the game of two networks, and with momentum where there is one error to minimise.
+GAME_BETAS, ERROR_BETAS = (0.0, 0.99), (0.9, 0.99)
+
 Checkpoint = Callable[[str], Path | None]
 
 
@@ -237,7 +240,7 @@ def train(
 
     label = f"{name}{', ' if name else ''}{arm}, seed {seed}"
     turns = [Turn(error, ("generator", "encoder"))]
-    plan = _Plan(turns, settings.steps, settings.learning_rate)
+    plan = _Plan(turns, settings.steps, settings.learning_rate, ERROR_BETAS)
     return _rounds(model, pictures, plan, settings, seed, label, checkpoint)
 
 
@@ -311,11 +314,12 @@ def train_all_losses(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is done in each round, how many there are, and Adam's learning rate."""
+    """What is done in each round, how many there are, and Adam's learning rate and betas."""
 
     turns: Sequence[Turn]
     rounds: int
     rate: float
+    betas: tuple[float, float] = GAME_BETAS
 
 
 def _rounds(
@@ -327,19 +331,19 @@ def _rounds(
     label: str,
     checkpoint: Checkpoint,
 ) -> tuple[StyleMapGAN, History]:
-    """Carry out a plan; the model then has the averaged weights. Adam as published, without momentum."""
+    """Carry out a plan; the model then has the averaged weights."""
     turns, rounds = plan.turns, plan.rounds
     moved = {name for turn in turns for name in turn.moves}
     networks = {name: getattr(model, name) for name in ("generator", "encoder", "discriminator")}
     optimizers = {
-        name: torch.optim.Adam(network.parameters(), lr=plan.rate, betas=(0.0, 0.99))
+        name: torch.optim.Adam(network.parameters(), lr=plan.rate, betas=plan.betas)
         for name, network in networks.items()
         if name in moved
     }
     if "discriminator" in moved:
         every = max(turn.every for turn in turns)
         optimizers["discriminator"] = lazy_adam(
-            model.discriminator.parameters(), learning_rate=plan.rate, betas=(0.0, 0.99), every=every
+            model.discriminator.parameters(), learning_rate=plan.rate, betas=plan.betas, every=every
         )
 
     def batch_at(number: int) -> dict[str, Tensor]:
