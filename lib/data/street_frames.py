@@ -156,7 +156,7 @@ class Drives:
         dict
             As `lib.models.depth.self_supervision.Objective.terms` wants it: ``images`` (B, 3, 3, H, W) in
             [0, 1], ``labels`` (B, H, W), ``intrinsics`` (B, 3, 3); and ``depth`` (B, H, W), 0 where there
-            is none.
+            is none, and ``motions`` (B, 2, 4, 4), the true ones to the frame before and to that after.
 
         Raises
         ------
@@ -183,10 +183,13 @@ def _sample(frames: Frames, number: int, *, mirror: bool) -> dict[str, Tensor]:
         "depth": frames.depth[number],
     }
     intrinsics = frames.intrinsics.clone()
+    motions = torch.stack([frames.motion(number, number + away) for away in (-1, 1)])
     if mirror:
         sample = {name: value.flip(-1) for name, value in sample.items()}
         intrinsics[0, 2] = frames.images.shape[-1] - 1 - intrinsics[0, 2]
-    return sample | {"intrinsics": intrinsics}
+        other_x = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+        motions = other_x @ motions @ other_x
+    return sample | {"intrinsics": intrinsics, "motions": motions}
 
 
 def label_boundaries(labels: Tensor, width: int = 2) -> Tensor:

@@ -142,10 +142,12 @@ class FsreDepth(nn.Module):
         ----------
         batch
             As for `Objective.terms`; ``jittered``, if there, are the pictures that the networks see instead
-            of ``images``, which the loss compares.
+            of ``images``, which the loss compares; ``motions`` (B, 2, 4, 4), if there, are known and taken
+            in the place of the pose network's, which then is not run.
         """
         seen = batch.get("jittered", batch["images"])
-        return self.objective.terms(self(seen[:, 1]), self.motions(seen), batch)
+        motions = batch["motions"].unbind(1) if "motions" in batch else self.motions(seen)
+        return self.objective.terms(self(seen[:, 1]), motions, batch)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum of the terms."""
