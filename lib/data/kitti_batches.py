@@ -88,7 +88,7 @@ class KittiTriplets:
 
 
 def other_colours(images: Tensor, draw: np.random.Generator) -> Tensor:
-    """Pictures (…, 3, H, W) in [0, 1] with brightness, contrast, saturation and hue of one draw, in any order.
+    """Pictures (…, 3, H, W) in [0, 1] with brightness, contrast, saturation and hue changed, in any order.
 
     Hue is turned about the axis of greys, which keeps brightness.
     """

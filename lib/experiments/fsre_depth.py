@@ -68,7 +68,7 @@ ARMS = {
     f"{FSRE}, wrong labels": Arm(labels=True, attention=True, triplet=True, wrong=True),
 }
 #: What the page itself trains.
-MAIN = (MONODEPTH2, "labels + triplet", FSRE)
+MAIN = (MONODEPTH2, FSRE)
 
 #: The seven numbers of the protocol, as papers write them.
 NAMES = dict(zip(METRICS, ("AbsRel", "SqRel", "RMSE", "RMSElog", "δ1", "δ2", "δ3"), strict=True))
@@ -169,7 +169,7 @@ class Streets:
         """Of the training's frames at each pixel, (H, W); where there is sky alone, the farthest."""
         depths = torch.cat([drive.depth[1:-1] for drive in self.train.drives])
         depths = torch.where(depths > 0, depths, torch.nan)
-        return depths.nanmedian(0).values.nan_to_num(FARTHEST)
+        return depths.nanmedian(0)[0].nan_to_num(FARTHEST)
 
     def _errors_of(self, depths: Tensor) -> Errors:
         rows = []

@@ -16,7 +16,7 @@ from lib.models.depth.view_synthesis import disparity_to_depth
 
 #: Of the published pictures, at which operations are counted.
 HEIGHT, WIDTH = 192, 640
-#: Weights of the classifier that the authors' ResNet-18 carries along, which is never called, and is not here.
+#: Weights of the classifier that the authors' ResNet-18 carries along and never calls; it is not here.
 CLASSIFIER = 513_000
 GIGA = 1e9
 

@@ -28,7 +28,7 @@ CLOSE = 32
 
 
 def coloured(values: Tensor, *, colours: str = "magma") -> Tensor:
-    """Maps (N, H, W) in 0…1 as pictures (N, 3, H, W) in −1…1, in colours that stay in order without colour."""
+    """Maps (N, H, W) in 0…1 as pictures (N, 3, H, W) in −1…1, the larger the lighter."""
     table = matplotlib.colormaps[colours](values.clamp(0, 1).numpy())[..., :3]
     return torch.from_numpy(table).float().permute(0, 3, 1, 2) * 2 - 1
 
@@ -66,7 +66,7 @@ def looks(world: Streets, seed: int, count: int = 3) -> pd.DataFrame:
 
 
 def mechanism(drives: Drives, seed: int, count: int = 3) -> pd.DataFrame:
-    """Training samples: a frame, the next one, that drawn by the true depth, the errors, and what is masked."""
+    """Training samples: a frame, the next one, that drawn by the true depth, errors, and the mask."""
     batch = drives.batch(0, count, seed=seed, flip=False)
     before, target, after = batch["images"].unbind(1)
     depth = torch.where(batch["depth"] > 0, batch["depth"], CAPS[1])[:, None]

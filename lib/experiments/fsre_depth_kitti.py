@@ -1,4 +1,4 @@
-"""FSRE-Depth on KITTI: what arms are trained and tested on there, and how the authors' weights are evaluated."""
+"""FSRE-Depth on KITTI: what arms are trained and tested on, and the evaluation of the authors' weights."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ class Kitti:
             depth = self.raw.laser_depth(self.train[number])
             nearest = F.adaptive_max_pool2d(torch.where(depth > 0, 1 / depth, 0)[None], grid)[0]
             found.append(torch.where(nearest > 0, 1 / nearest, torch.nan))
-        median = torch.stack(found).nanmedian(0).values
-        of_rows = pd.Series(median.nanmedian(1).values.numpy()).bfill().ffill()
+        median = torch.stack(found).nanmedian(0)[0]
+        of_rows = pd.Series(median.nanmedian(1)[0].numpy()).bfill().ffill()
         return torch.where(median.isnan(), torch.tensor(of_rows.to_numpy())[:, None], median)
 
     def _errors_of(self, inverse: Tensor, sample: Sample) -> dict[str, float]:

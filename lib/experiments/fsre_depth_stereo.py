@@ -38,7 +38,7 @@ class Matched:
 
 
 def smaller(pair: StereoPair, factor: int) -> StereoPair:
-    """A pair at a fraction of its resolution; its disparities, in its own pixels, are not reduced with care."""
+    """A pair at a fraction of its resolution, with every so manyth of its disparities."""
     height, width = (length // factor for length in pair.left.shape[1:])
 
     def reduced(image: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def photometric_error(disparity: Tensor, pair: StereoPair, error: PhotometricErr
 
 @torch.no_grad()
 def swept(pair: StereoPair, disparities: Tensor, *, window: int = 7) -> Tensor:
-    """At each pixel the disparity with the least error over a window around it, (H, W): no training at all."""
+    """At each pixel the disparity with the least error over a window around it, (H, W)."""
     error = PhotometricError(pair.left[None])
     costs = []
     for disparity in disparities:

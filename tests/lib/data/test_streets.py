@@ -183,6 +183,7 @@ def test_samples_are_a_function_of_seed_and_step(textures):
     batch = drives.batch(1, 2, seed=0)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "images": (2, 3, 3, *SIZE), "labels": (2, *SIZE), "depth": (2, *SIZE), "intrinsics": (2, 3, 3),
+        "motions": (2, 2, 4, 4),
     }  # fmt: skip
     again = drives.batch(1, 2, seed=0)
     assert all(torch.equal(value, again[name]) for name, value in batch.items())
@@ -208,6 +209,18 @@ def test_mirrored_samples_have_mirrored_cameras(textures):
     assert torch.equal(sample[True]["images"], sample[False]["images"].flip(-1))
     assert float(sample[True]["intrinsics"][0, 2]) == SIZE[1] - 1 - float(off[0, 2])
     assert float(off[0, 2]) == float(sample[False]["intrinsics"][0, 2])
+
+
+def test_told_motions_draw_a_sample_from_its_neighbours_mirrored_or_not(textures):
+    frames = render_drive(textures, seed=1, size=(96, 320))
+    for mirror in (False, True):
+        sample = street_frames._sample(frames, 1, mirror=mirror)
+        before, target, after = sample["images"]
+        depth = torch.where(sample["depth"] > 0, sample["depth"], 200.0)[None, None]
+        for source, motion in zip((before, after), sample["motions"], strict=True):
+            drawn = warped(source[None], sampling_grid(depth, motion[None], sample["intrinsics"][None]))[0]
+            errors = [(one - target).abs().median() for one in (drawn, source)]
+            assert errors[0] < 0.5 * errors[1]
 
 
 @pytest.mark.parametrize(

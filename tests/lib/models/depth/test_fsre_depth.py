@@ -240,6 +240,19 @@ def test_jittered_pictures_are_seen_and_others_compared():
     torch.testing.assert_close(seen[0], 1 - data["images"][:, 1])
 
 
+def test_known_motions_are_taken_and_the_pose_network_rests():
+    model = small(PLAIN, attention_levels=(), classes=0).eval()
+    data = batch()
+    told = torch.stack(model.motions(data["images"]), 1).detach()
+    torch.manual_seed(0)
+    learned = model.loss(data)
+    torch.manual_seed(0)
+    known = model.loss(data | {"motions": told})
+    torch.testing.assert_close(known, learned)
+    known.backward()
+    assert all(weight.grad is None for weight in model.pose.parameters())
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
