@@ -364,7 +364,7 @@ def train(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         schedule=settings.rate_at,
-        evaluation=Evaluation(test, max(1, settings.steps // settings.evaluations)),
+        evaluation=Evaluation(test, math.ceil(settings.steps / settings.evaluations)),
         checkpoint=checkpoint(label),
         fabric=fabric,
         name=label,
