@@ -67,6 +67,9 @@ ARMS: Mapping[str, Arm] = {
     "no guide": Arm(guide=False),
 }
 
+#: What a short run trains: the paper's network, and the one that hands tags to every pixel.
+MAIN = (SECAT, "concatenation")
+
 
 class LineArtSet(Protocol):
     """What arms are trained on.

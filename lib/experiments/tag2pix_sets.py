@@ -25,7 +25,7 @@ from lib.streams import stream_seed
 COVERED = 0.75
 
 #: Pixels that a part has at least, and so many that eyes have of a thousand.
-FEWEST, EYES = 3, 6
+FEWEST, EYES = 3, 14
 
 #: Six colours of each part that few pixels can tell apart.
 PALETTES = {
@@ -37,8 +37,8 @@ PALETTES = {
     }.items()
 }
 
-#: A portrait shows so much of a drawing's side, from so far right and down: the face.
-PORTRAIT, LEFT, TOP = 0.5, 0.22, 0.3
+#: A portrait shows so much of a drawing's side, from so far right and down: hair, face, some background.
+PORTRAIT, LEFT, TOP = 0.5, 0.14, 0.14
 
 
 def portraits(style: AvatarStyle, count: int, size: int, *, seed: int, data_dir: str | Path) -> Drawings:
@@ -192,10 +192,11 @@ def portraits_of(
     """
     style = style.with_palettes(PALETTES)
     train = portraits(style, drawings, size, seed=1, data_dir=data_dir)
-    test = portraits(style, 4 * tested, size, seed=2, data_dir=data_dir)
+    drawn = 5 * tested
+    test = portraits(style, drawn, size, seed=2, data_dir=data_dir)
     if len(test) < tested:
         raise ValueError(
-            f"at {size} pixels only {len(test)} of {4 * tested} portraits show all parts, not {tested}"
+            f"at {size} pixels only {len(test)} of {drawn} portraits show all parts, not {tested}"
         )
     return Portraits(train, test[:tested], xdog_share, missing_tags)
 

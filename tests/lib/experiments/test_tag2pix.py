@@ -100,7 +100,7 @@ def test_tags_are_left_out_as_often_as_asked(portraits):
 
 def test_too_few_portraits_are_refused(tmp_path):
     style = ADVENTURER.load("data")
-    with pytest.raises(ValueError, match="at 8 pixels only .* of 40 portraits show all parts, not 10"):
+    with pytest.raises(ValueError, match="at 8 pixels only .* of 50 portraits show all parts, not 10"):
         portraits_of(style, 20, 10, 8, xdog_share=0.0, missing_tags=0.0, data_dir=tmp_path)
 
 

@@ -192,6 +192,7 @@ REFUSED = {
     },
     "tag2pix": {
         "dataset": ("danbooru2017", ""),
+        "arms": ("none", "SECat"),
         "sketch_tags": ([], ["blue_eyes", "blue_eyes"]),
         "image_size": (*COUNT, 23),
         "drawings": (*COUNT, 49),
