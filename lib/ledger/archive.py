@@ -267,9 +267,11 @@ def load_archived(path: Path, where: str) -> ArchivedEvidence:
     Raises
     ------
     ValueError
-        In one line that begins with `where`: it does not fit the schema, its seeds are no whole numbers, or a
-        table is missing.
+        In one line that begins with `where`: there is no such file, it does not fit the schema, its seeds are
+        no whole numbers, or a table is missing.
     """
+    if not path.is_file():
+        raise ValueError(f"{where}: {path.name} is not there")
     try:
         evidence = ArchivedEvidence.load(path)
     except ValueError as error:

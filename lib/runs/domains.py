@@ -39,7 +39,7 @@ _SET = rf"\{{[^{{}}]+\}}|[\[(]{_NUMBER}, (?:{_NUMBER}|inf)[\])]|/[^/]+/"
 _SIZE = r"(?P<least>\d+)(?P<more>\+)?(?:-(?P<most>\d+))? (?P<distinct>distinct )?"
 _DOMAIN = re.compile(rf"(?:{_SIZE})?in (?P<sets>(?:{_SET})(?: or (?:{_SET}))*)")
 _DECLARED = re.compile(rf"({_DOMAIN.pattern}|{'|'.join(PATHS)}): .+")
-_MEANT = re.compile(r"(\d[\d+-]* )?(distinct )?in *[\[({/]|a (file|folder)\b")
+_MEANT = re.compile(r"(\d[\d+-]* )?(distinct )?in *[\[({/]|\d[\d+-]*( distinct)?:|a (file|folder)\b")
 
 
 def declared(comment: str) -> tuple[str, str]:

@@ -216,7 +216,8 @@ def test_the_units_part_is_that_of_the_run_itself(sent):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "evidence.json").write_text("{"), "sent: evidence.json: the file: "),
-        (lambda folder: (folder / "evidence.json").unlink(), "No such file"),
+        (lambda folder: (folder / "evidence.json").unlink(), "sent: evidence.json is not there"),
+        (lambda folder: (shutil.rmtree(folder), folder.touch()), "sent: evidence.json is not there"),
         (lambda folder: (folder / "tables/per-user.csv.gz").unlink(), "tables/per-user.csv.gz is not there"),
         (lambda folder: edit(folder, lambda c: c.update(chapter="nobody")), "no ledger for chapter 'nobody'"),
         (

@@ -149,6 +149,8 @@ def test_every_domain(line, inside, outside):
     "line",
     [
         "x: int = 1  # in [1, 8) width",  # no colon
+        "x: list[int] = [1]  # 1+ distinct: widths",  # in what?
+        "x: list[int] = [1]  # 3: widths",
         "x: int = 1  # in [1,8]: width",
         "x: int = 1  # in [1, many]: width",
         "x: int = 1  # in {}: width",
