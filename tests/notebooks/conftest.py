@@ -41,11 +41,11 @@ class Smoke:
     trained: float
 
 
-def start_at_smoke(chapter: str, out: Path, **environment: str) -> psutil.Popen:
+def start_at_smoke(chapter: str, out: Path, *options: str, **environment: str) -> psutil.Popen:
     """``python -m lib.run chapter --scale smoke --out out``; what it says goes to a file beside ``out``."""
     with Path(f"{out}.said").open("ab") as said:
         return psutil.Popen(
-            [sys.executable, "-m", "lib.run", chapter, "--scale", "smoke", "--out", str(out)],
+            [sys.executable, "-m", "lib.run", chapter, "--scale", "smoke", "--out", str(out), *options],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
             stdout=said,
