@@ -24,7 +24,7 @@ from lib.streams import stream_seed
 #: Pixels of which so much is one part's are the part's.
 COVERED = 0.75
 
-#: Of the test portraits and of the colours that they are asked for. Pilots had those of 2 and 0, sizes were chosen on them.
+#: Seed of the test portraits and of the colours that they are asked for; on others the sizes were chosen.
 TESTED = 3
 
 #: Pixels that a part has at least, and so many that eyes have of a thousand.
