@@ -39,14 +39,10 @@ class Inference(NamedTuple):
     given: dict[str, Any]
 
 
-def check_counts(
-    *, rounds: int, blocks: int, test_images: int, images_16: int, batches: Mapping[str, int]
-) -> None:
-    """ValueError for fewer rounds than blocks, 16-bit sums of more images than are tested, or no model."""
+def check_counts(*, rounds: int, blocks: int, batches: Mapping[str, int]) -> None:
+    """ValueError for fewer rounds than blocks, or no model."""
     if blocks > rounds:
         raise ValueError(f"blocks are of neighbouring rounds: {rounds} rounds have no {blocks} blocks")
-    if images_16 > test_images:
-        raise ValueError(f"images_16 are of the test images: there are {test_images}, got {images_16}")
     if not any(batches.values()):
         raise ValueError(f"no operators to time: one batch of {', '.join(batches)} must be at least 1")
 

@@ -1,7 +1,8 @@
-"""How exact a network is in eight bits and with 16-bit sums: the techniques of the paper, one by one.
+"""How exact a network is in eight bits, technique by technique, and how one sum in 16 bits goes wrong.
 
 A small network is trained, quantised after training (`lib.quantization.integer_network`), and compared with
-itself in full precision, or with 32-bit sums.
+itself in full precision. Networks trained on ImageNet are in
+`lib.experiments.facebook_inference_pretrained`.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lib.data import fashion_mnist
 from lib.data.images import ImageSet
 from lib.models.vision.plain_cnn import plain_cnn
 from lib.quantization.integer import gemm_i16, gemm_i32
-from lib.quantization.integer_network import (
-    Accumulation,
-    Recipe,
-    accumulate,
-    integer_layers,
-    quantize_network,
-)
+from lib.quantization.integer_network import Recipe, quantize_network
 from lib.quantization.outliers import gemm_outlier_aware, split_outliers
 from lib.training.classifiers import ImageClassifier, accuracy, logits
 from lib.training.loop import fit, seeded, warmup_cosine
 
+#: By the names that the chapter's parameter has.
+DATASETS = {
+    "fashion-mnist-sample": fashion_mnist.FASHION_MNIST_SAMPLE,
+    "fashion-mnist": fashion_mnist.FASHION_MNIST,
+}
 #: The paper's techniques, each added to those before it.
 TECHNIQUES = {
     "min–max per tensor": Recipe(),
@@ -36,8 +37,6 @@ TECHNIQUES = {
     "+ net-aware": Recipe(per_channel=True, l2_ranges=True, net_aware=True),
     "+ one layer in fp32": Recipe(per_channel=True, l2_ranges=True, net_aware=True, skip=1),
 }
-#: Bits that are no outlier; None: no weight is split off.
-SPLITS = {"no split": None, "7 bits": 7, "6 bits": 6, "5 bits": 5}
 
 
 def running_sums(*, seed: int, depth: int = 256, bits: int = 5) -> tuple[pd.DataFrame, float]:
@@ -130,64 +129,22 @@ def technique_errors(
     return pd.DataFrame(rows)
 
 
-def sixteen_bit_sums(
-    networks: Mapping[int, nn.Sequential], test: ImageSet, calibration: Tensor
-) -> pd.DataFrame:
-    """What 16-bit sums do to the networks in 8 bits, for each of `SPLITS`.
-
-    Parameters
-    ----------
-    networks, test, calibration
-        As for `technique_errors`.
-
-    Returns
-    -------
-    DataFrame with ``seed``, ``split``, ``spill`` (after how many products the sum moves to 32 bits; ``end``:
-    after the last), ``error`` (of the logits, relative to 32-bit sums), ``cut`` (share of sums that were),
-    ``accuracy`` (top-1, percent), and the share of outliers with one scale per ``tensor`` and per
-    ``channel`` (without a split: of weights that do not fit 8 bits, none).
-    """
-    rows = []
-    for seed, network in networks.items():
-        quantized = quantize_network(network, calibration, TECHNIQUES["+ net-aware"])
-        plain = quantize_network(network, calibration, TECHNIQUES["min–max per tensor"])
-        codes = {"tensor": _weight_codes(plain), "channel": _weight_codes(quantized)}
-        exact = logits(quantized, test)
-        for split, bits in SPLITS.items():
-            density = {of: split_outliers(every, bits=bits or 8).density for of, every in codes.items()}
-            for spill in (None, 64):
-                accumulate(quantized, Accumulation(bits=16, main_bits=bits, spill_every=spill))
-                error = _relative_error(quantized, test, exact)
-                layers = integer_layers(quantized)
-                cut = sum(layer.saturated for layer in layers) / sum(layer.entries for layer in layers)
-                measured = {"error": error, "cut": cut, "accuracy": accuracy(quantized, test)["top-1"]}
-                rows.append({"seed": seed, "split": split, "spill": spill or "end"} | measured | density)
-    return pd.DataFrame(rows)
-
-
-def by_arm(techniques: pd.DataFrame, sums: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
+def by_arm(techniques: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
     """What the rules compare: a metric's values by arm, one per seed.
 
     Parameters
     ----------
-    techniques, sums : DataFrame
-        From `technique_errors` and `sixteen_bit_sums`; of the latter, sums that stay in 16 bits to the end.
+    techniques : DataFrame
+        From `technique_errors`.
     """
     narrow = {
         "per channel, least error, net-aware": per_seed(techniques, "error", step="+ net-aware", bits=4),
         "min–max per tensor": per_seed(techniques, "error", step="min–max per tensor", bits=4),
     }
-    summed = {
-        "outliers split at 6 bits": per_seed(sums, "error", split="6 bits", spill="end"),
-        "no split": per_seed(sums, "error", split="no split", spill="end"),
-    }
     loss = per_seed(techniques, "loss", step="+ net-aware", bits=8)
-    density = per_seed(sums, "tensor", split="7 bits", spill="end")
     return {
         "loss of top-1 accuracy": {"8 bits, all techniques": loss},
         "error of the logits at 4 bits": narrow,
-        "error of the logits from 16-bit sums": summed,
-        "outlier density": {"7 bits, one scale per tensor": density},
     }
 
 
@@ -204,8 +161,3 @@ def per_seed(table: pd.DataFrame, column: str, **where: object) -> list[float]:
 
 def _relative_error(network: nn.Module, images: ImageSet, exact: Tensor) -> float:
     return float((logits(network, images) - exact).norm() / exact.norm())
-
-
-def _weight_codes(network: nn.Module) -> Tensor:
-    """All weights of a network in integers, int8 (1, weights)."""
-    return torch.cat([layer.codes.flatten() for layer in integer_layers(network)])[None]

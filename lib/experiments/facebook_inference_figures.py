@@ -136,28 +136,36 @@ def operators_figure(bandwidth: pd.DataFrame, shares: pd.DataFrame, fused: pd.Da
     return figure
 
 
-def accuracy_figure(techniques: pd.DataFrame, sums: pd.DataFrame, images: int, *, floor: float) -> Figure:
-    """Error of the logits after each technique; accuracy with 16-bit sums by split.
+def accuracy_figure(techniques: pd.DataFrame) -> Figure:
+    """Error of the logits after each technique.
 
     Parameters
     ----------
-    techniques, sums : DataFrame
-        From `technique_errors` and `sixteen_bit_sums` of `lib.experiments.facebook_inference_accuracy`.
-    images : int
-        On which the accuracy was measured.
-    floor : float
-        Accuracy of a linear classifier on the same images (%), drawn as a dashed line.
+    techniques : DataFrame
+        From `lib.experiments.facebook_inference_accuracy.technique_errors`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
-    options: dict = dict(palette="colorblind", dodge=True)
-    sns.stripplot(techniques, x="error", y="step", hue="bits", ax=left, **options)
-    left.set(xscale="log", xlabel="relative error of the logits", ylabel="")
-    sums = sums.astype(
-        {"spill": str}
-    )  # numbers and "end"; pandas compares no text in Arrow's storage with these
-    sns.stripplot(sums, x="accuracy", y="split", hue="spill", ax=right, **options)
-    right.set(xlabel=f"top-1 accuracy (%), {images} images", ylabel="outliers split at")
-    mean = sums.query("split == '5 bits' and spill == 'end'")["accuracy"].mean()
-    right.axvline(mean, color=GREY, linestyle=":")
-    right.axvline(floor, color=GREY, linestyle="--")
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    sns.stripplot(techniques, x="error", y="step", hue="bits", ax=axis, palette="colorblind", dodge=True)
+    axis.set(xscale="log", xlabel="relative error of the logits", ylabel="")
+    return figure
+
+
+def sixteen_bit_figure(errors: pd.DataFrame) -> Figure:
+    """Error of products by network and way of summing, one scale per tensor above, one per channel below.
+
+    Parameters
+    ----------
+    errors : DataFrame
+        From `lib.experiments.facebook_inference_pretrained.product_errors`, with a column ``network``. Errors
+        below 10⁻⁵ are drawn there.
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
+    shown = errors.assign(error=errors["error"].clip(lower=1e-5))
+    for axis, scales in zip(axes, ("tensor", "channel"), strict=True):
+        rows = shown[shown["scales"] == scales]
+        options = dict(palette="colorblind", dodge=True, size=4, legend=scales == "tensor")
+        sns.stripplot(rows, x="error", y="sums", hue="network", ax=axis, **options)
+        axis.set(xscale="log", ylabel="", title=f"one scale per {scales}", xlabel="")
+    axes[0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=4)
+    axes[1].set(xlabel="relative error of the products (at least 10⁻⁵ shown)")
     return figure

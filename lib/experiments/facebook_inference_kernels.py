@@ -31,7 +31,15 @@ from lib.experiments.facebook_inference_operators import time_operators
 from lib.experiments.kernel_times import block_ratios, timed_rounds
 
 FP32 = ("fp32, BLAS", "fp32, oneDNN")
-SKINNY, SQUARE = (1, 4096, 1024), (1024, 1024, 1024)  # M, N, K: limited by memory, limited by arithmetic
+SKINNY, SQUARE = (
+    (1, 4096, 1024),
+    (1024, 1024, 1024),
+)  # M, N, K: limited by weights read, limited by arithmetic
+# Weights of 67 MB in int8, 268 MB in fp32: more than a last-level cache holds.
+MEMORY = (1, 4096, 16384)
+# Of the authors' benchmark files, for translation and ranking.
+SERVICE = ((6, 4096, 1024), (16, 256, 512), (64, 800, 320), (102, 1024, 512))
+JUDGED = (*FP32, "fp16 weights", "int8, FBGEMM")
 
 
 def measure(tasks: Mapping[str, Mapping[str, Any]], *, level: str = "native") -> dict[str, Any]:
@@ -67,8 +75,12 @@ def row_bytes(dim: int, bits: int) -> int:
     return {32: 4 * dim, 8: dim + 8, 4: dim // 2 + 4}[bits]
 
 
-def linear_kernels(rows: int, outputs: int, depth: int, *, seed: int = 0) -> dict[str, Callable[[], Any]]:
+def linear_kernels(
+    rows: int, outputs: int, depth: int, *, only: Sequence[str] | None = None, seed: int = 0
+) -> dict[str, Callable[[], Any]]:
     """Torch's ways to multiply activations (rows, depth) with packed weights (outputs, depth), by name.
+
+    `only` names those that are wanted: others pack no weights, which are large where memory is timed.
 
     fp32 from the BLAS library and from oneDNN; bf16; fp16 weights with fp32 arithmetic (FBGEMM, the paper's
     use of fp16); int8 with 32-bit sums: static (activations are integers already) and dynamic (their range is
@@ -79,25 +91,35 @@ def linear_kernels(rows: int, outputs: int, depth: int, *, seed: int = 0) -> dic
             raise ValueError(f"{name} must be positive, got {size}")
     random = torch.Generator().manual_seed(seed)
     x, w = torch.randn(rows, depth, generator=random), torch.randn(outputs, depth, generator=random)
-    halves = x.bfloat16(), w.bfloat16()
-    codes = _codes(w)
     images = torch.quantize_per_tensor(x, float(x.max() - x.min()) / 255, 128, torch.quint8)
-    kernels: dict[str, Callable[[], Any]] = {"fp32, BLAS": lambda: F.linear(x, w)}
+    kernels: dict[str, Callable[[], Any]] = {}
+
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    if wanted("fp32, BLAS"):
+        kernels["fp32, BLAS"] = lambda: F.linear(x, w)
     if torch.backends.mkldnn.is_available():
-        one = _onednn_linear(w, rows)
-        kernels["fp32, oneDNN"] = lambda: one(x, None, "none")
-        kernels["bf16"] = lambda: F.linear(*halves)
+        if wanted("fp32, oneDNN"):
+            one = _onednn_linear(w, rows)
+            kernels["fp32, oneDNN"] = lambda: one(x, None, "none")
+        if wanted("bf16"):
+            halves = x.bfloat16(), w.bfloat16()
+            kernels["bf16"] = lambda: F.linear(*halves)
     for engine, name in {"fbgemm": "FBGEMM", "onednn": "oneDNN"}.items():
         if engine not in torch.backends.quantized.supported_engines:
             continue
         torch.backends.quantized.engine = engine
-        if engine == "fbgemm":
+        if engine == "fbgemm" and wanted("fp16 weights"):
             fp16 = torch.ops.quantized.linear_prepack_fp16(w, None)
             kernels["fp16 weights"] = lambda p=fp16: torch.ops.quantized.linear_dynamic_fp16(x, p)
         # Packed apart: oneDNN keeps a primitive with the weights, and the other operator crashes on it.
-        static, dynamic = (torch.ops.quantized.linear_prepack(codes, None) for _ in range(2))
-        kernels[f"int8, {name}"] = lambda p=static: torch.ops.quantized.linear(images, p, 1.0, 128)
-        kernels[f"int8 dynamic, {name}"] = lambda p=dynamic: torch.ops.quantized.linear_dynamic(x, p)
+        if wanted(f"int8, {name}"):
+            static = torch.ops.quantized.linear_prepack(_codes(w), None)
+            kernels[f"int8, {name}"] = lambda p=static: torch.ops.quantized.linear(images, p, 1.0, 128)
+        if wanted(f"int8 dynamic, {name}"):
+            dynamic = torch.ops.quantized.linear_prepack(_codes(w), None)
+            kernels[f"int8 dynamic, {name}"] = lambda p=dynamic: torch.ops.quantized.linear_dynamic(x, p)
     return kernels
 
 
@@ -116,15 +138,21 @@ def _codes(weight: Tensor) -> Tensor:
     return torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
 
 
-def time_linear(shapes: Sequence[Sequence[int]], *, rounds: int = 30, at_least_ms: float = 1.0) -> list[dict]:
-    """Time every kernel of `linear_kernels` for shapes (M, N, K): rows of ``M``, ``N``, ``K``, ``function``,
-    ``round``, ``milliseconds`` per call.
+def time_linear(
+    shapes: Sequence[Sequence[int]],
+    *,
+    rounds: int = 30,
+    at_least_ms: float = 1.0,
+    only: Sequence[str] | None = None,
+) -> list[dict]:
+    """Time every kernel of `linear_kernels` (`only` some) for shapes (M, N, K): rows of ``M``, ``N``, ``K``,
+    ``function``, ``round``, ``milliseconds`` per call.
 
     A fast kernel is called several times in a row, so that each measurement takes about `at_least_ms`.
     """
     rows = []
     for shape in shapes:
-        kernels = linear_kernels(*shape)
+        kernels = linear_kernels(*shape, only=only)
         table = timed_rounds(kernels, rounds, at_least_ms)
         rows += table.assign(M=shape[0], N=shape[1], K=shape[2]).to_dict("records")
     return rows
@@ -169,12 +197,14 @@ def time_embedding(
 
 
 def time_fusion(
-    *, shape: Sequence[int] = (64, 1024, 1024), table_rows: int = 500_000, dim: int = 64, bags: int = 64,
+    *, shape: Sequence[int] = (25088, 256, 64), table_rows: int = 500_000, dim: int = 64, bags: int = 64,
     lookups: int = 80, rounds: int = 30,
 ) -> list[dict]:  # fmt: skip
     """Time sequences of operators against one fused operator with the same kernel inside; rows have ``pair``.
 
-    Linear layer, bias and ReLU in fp32 (oneDNN) and int8 (FBGEMM); gathering and adding up embedding rows.
+    Linear layer, bias and ReLU in fp32 (oneDNN) and int8 (FBGEMM), by default the shape of a 1×1 convolution
+    of ResNet-50 on eight images, whose output is long and whose sums are short; gathering and adding up
+    embedding rows.
     """
     random = torch.Generator().manual_seed(0)
     m, n, k = shape
@@ -242,24 +272,28 @@ def rates(linear: pd.DataFrame) -> pd.DataFrame:
 
 
 def reduced_precision(
-    faster: Mapping[tuple[int, int, int], pd.DataFrame],
+    faster: Mapping[tuple[int, int, int], pd.DataFrame], memory: pd.DataFrame
 ) -> dict[str, dict[str, list[float]]]:
-    """What fp16 weights and int8 gain at AVX2 in the two shapes `SKINNY` and `SQUARE`: a value per block.
+    """What fp16 weights and int8 gain at AVX2, by shape: a value per block.
 
     Parameters
     ----------
     faster : mapping
-        From `speed_ups` of that level.
+        From `speed_ups` of that level; of its shapes only `SQUARE` and `SERVICE` are asked for.
+    memory : DataFrame
+        The same of `MEMORY`.
     """
     measured: dict[str, dict[str, list[float]]] = {"speed-up of int8 over fp32, AVX2": {}}
-    for shape in (SKINNY, SQUARE):
-        words, table = " × ".join(map(str, shape)), faster[shape]
+    tables = {shape: faster[shape] for shape in (SQUARE, *SERVICE) if shape in faster}
+    for shape, table in {MEMORY: memory, **tables}.items():
+        words = " × ".join(map(str, shape))
         measured[f"time relative to fp32, {words}, AVX2"] = {
             "fp32": [1.0] * len(table),
             "fp16 weights": (1 / table["fp16 weights"]).tolist(),
             "int8": (1 / table["int8, FBGEMM"]).tolist(),
         }
-        measured["speed-up of int8 over fp32, AVX2"][words] = table["int8, FBGEMM"].tolist()
+        if shape in (MEMORY, SQUARE):
+            measured["speed-up of int8 over fp32, AVX2"][words] = table["int8, FBGEMM"].tolist()
     return measured
 
 
@@ -287,6 +321,7 @@ def fused_times(fusion: pd.DataFrame, blocks: int) -> pd.DataFrame:
 
 TASKS: dict[str, Callable[..., list[dict]]] = {
     "linear": time_linear,
+    "memory": time_linear,
     "embedding": time_embedding,
     "operators": time_operators,
     "fusion": time_fusion,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lib.inspection import captured
 from lib.quantization.integer import AffineQuantizer, affine_gemm, affine_quantizer, gemm_i16, gemm_i32
 from lib.quantization.outliers import gemm_outlier_aware, split_outliers
 from lib.quantization.ranges import Histogram, l2_range
@@ -91,39 +92,63 @@ class IntegerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs, self.weights, self.layer = inputs, weights, layer
+        self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         self.codes = weights.quantize(layer.weight.detach()).flatten(1)
         self.accumulation = Accumulation()
         self.saturated = self.entries = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to (B, C', H', W'), or vectors (B, K) to (B, N)."""
+        y = self.products(self.columns(x))
+        if isinstance(self.layer, nn.Conv2d):
+            y = y.view(len(x), *self._size(x), -1).permute(0, 3, 1, 2)
+            return y if self.layer.bias is None else y + self.layer.bias[:, None, None]
+        return y + self.layer.bias
+
+    def columns(self, x: Tensor) -> Tensor:
+        """What the outputs are products of, in integers: uint8 (B H' W', C k²), or (B, K)."""
         q = self.inputs.quantize(x)
         if isinstance(self.layer, nn.Linear):
-            return self._product(q, self.codes, self.weights) + self.layer.bias
+            return q
+        conv, (top, left) = self.layer, self.layer.padding
+        zero = float(self.inputs.zero_point)  # what stands for the number 0
+        padded = F.pad(q.float(), (left, left, top, top), value=zero)
+        columns = F.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
+        return columns.to(torch.uint8).transpose(1, 2).flatten(0, 1)
+
+    def products(self, columns: Tensor) -> Tensor:
+        """Columns (rows, K) times the weights, without bias: real numbers (rows, C')."""
+        if self.groups > 1 and self.accumulation.bits == 32:
+            return self._products_of_groups(columns)
+        parts = [
+            self._product(part, codes, weights)  # a group shares nothing with the others
+            for part, codes, weights in zip(
+                columns.chunk(self.groups, 1), self.codes.chunk(self.groups), self._by_group(), strict=True
+            )
+        ]
+        return torch.cat(parts, 1)
+
+    def _size(self, x: Tensor) -> list[int]:
         conv = self.layer
-        height, width = (
+        return [
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, p, d, k, s in zip(
                 x.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
             )
-        )
-        (top, left), zero = conv.padding, float(self.inputs.zero_point)
-        padded = F.pad(q.float(), (left, left, top, top), value=zero)  # what stands for the number 0
-        columns = F.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
-        columns = columns.to(torch.uint8).transpose(1, 2).flatten(0, 1)  # (B H' W', C k²)
-        parts = [
-            self._product(part, codes, weights)  # a group shares nothing with the others
-            for part, codes, weights in zip(
-                columns.chunk(conv.groups, 1), self.codes.chunk(conv.groups), self._by_group(), strict=True
-            )
         ]
-        y = torch.cat(parts, 1).view(len(x), height, width, -1).permute(0, 3, 1, 2)
-        return y if conv.bias is None else y + conv.bias[:, None, None]
+
+    def _products_of_groups(self, columns: Tensor) -> Tensor:
+        """All groups at once; depth-wise layers have hundreds, of a few products each."""
+        a = columns.view(len(columns), self.groups, -1).transpose(0, 1).double()
+        w = self.codes.view(self.groups, -1, a.shape[-1]).double()
+        total = (a @ w.mT).transpose(0, 1).flatten(1).int()
+        self.entries += total.numel()
+        return affine_gemm(columns, self.codes, self.inputs, self.weights, total)
 
     def _by_group(self) -> list[AffineQuantizer]:
         if self.weights.axis is None:
-            return [self.weights] * self.layer.groups
-        scales, zeros = (t.chunk(self.layer.groups) for t in (self.weights.scale, self.weights.zero_point))
+            return [self.weights] * self.groups
+        scales, zeros = (t.chunk(self.groups) for t in (self.weights.scale, self.weights.zero_point))
         return [
             AffineQuantizer(scale, zero, self.weights.bits, self.weights.signed, 0)
             for scale, zero in zip(scales, zeros, strict=True)
@@ -136,20 +161,24 @@ class IntegerLayer(nn.Module):
         return affine_gemm(q, codes, self.inputs, weights, total)
 
 
-def fold(network: nn.Sequential) -> nn.Sequential:
-    """A copy in evaluation mode with each batch normalisation folded into the convolution before it."""
-    if not isinstance(network, nn.Sequential):
-        raise ValueError(f"expected a chain of layers (nn.Sequential), got {type(network).__name__}")
-    folded: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in copy.deepcopy(network).eval().named_children():
-        previous = next(reversed(folded.values()), None)
-        if isinstance(module, nn.BatchNorm2d):
-            if not isinstance(previous, nn.Conv2d):
+def fold(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with each batch normalisation folded into the convolution before it.
+
+    ValueError for one that follows no convolution in its chain of layers (``nn.Sequential``).
+    """
+    folded = copy.deepcopy(network).eval()
+    for chain in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
+        previous = ""
+        for name, module in list(chain.named_children()):
+            if not isinstance(module, nn.BatchNorm2d):
+                previous = name
+                continue
+            convolution = getattr(chain, previous) if previous else None
+            if not isinstance(convolution, nn.Conv2d):
                 raise ValueError(f"batch normalisation {name!r} follows no convolution to be folded into")
-            folded[next(reversed(folded))] = fuse_conv_bn_eval(previous, module)
-        else:
-            folded[name] = module
-    return nn.Sequential(folded).eval()
+            setattr(chain, previous, fuse_conv_bn_eval(convolution, module))
+            delattr(chain, name)
+    return folded
 
 
 @torch.no_grad()
@@ -169,6 +198,8 @@ def quantize_network(network: nn.Sequential, images: Tensor, recipe: Recipe) -> 
     ValueError
         Not a chain, no layer to quantise, padding that is not of zeros, fewer layers than `recipe.skip`.
     """
+    if not isinstance(network, nn.Sequential):
+        raise ValueError(f"expected a chain of layers (nn.Sequential), got {type(network).__name__}")
     chain = fold(network)
     layers = [name for name, module in chain.named_children() if isinstance(module, nn.Conv2d | nn.Linear)]
     if not 0 <= recipe.skip <= len(layers) or not layers:
@@ -195,7 +226,40 @@ def quantize_network(network: nn.Sequential, images: Tensor, recipe: Recipe) -> 
     ).eval()
 
 
-def accumulate(network: nn.Sequential, how: Accumulation) -> nn.Sequential:
+def integer_layer(layer: nn.Conv2d | nn.Linear, x: Tensor, *, per_channel: bool = False) -> IntegerLayer:
+    """A layer in 8 bits, ranges from the lowest to the highest value of its weights and of an input `x`.
+
+    `per_channel`: one scale per output channel of the weights.
+    """
+    recipe = Recipe(per_channel=per_channel)
+    return IntegerLayer(layer, _inputs(x, recipe), _weights(layer.weight, recipe))
+
+
+@torch.no_grad()
+def quantize_layers(network: nn.Module, images: Tensor, *, per_channel: bool = False) -> nn.Module:
+    """A copy of any network with its convolutions and linear layers in 8 bits, normalisation folded in.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Trained; each convolution and linear layer runs once in a pass.
+    images : (B, C, H, W)
+        From which the ranges of the inputs are taken.
+    per_channel : bool
+        As `integer_layer` has it.
+    """
+    quantized = fold(network)
+    layers = {n: m for n, m in quantized.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    with captured(quantized, layers) as seen:
+        quantized(images)
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        integer = integer_layer(layer, seen[name], per_channel=per_channel)
+        setattr(quantized.get_submodule(parent), own, integer)
+    return quantized
+
+
+def accumulate(network: nn.Module, how: Accumulation) -> nn.Module:
     """Set how every integer layer of a network sums its products, and its counters to zero; returns it."""
     for layer in integer_layers(network):
         layer.accumulation = how
