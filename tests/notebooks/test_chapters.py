@@ -34,7 +34,6 @@ PARTS = [
 # Chapters in the order from before findings came first.
 CLAIMS_FIRST = [PARTS[2], PARTS[1], *PARTS[3:]]
 STILL_CLAIMS_FIRST = (
-    "facebook_inference",
     "oneshot_compression",
     "precision_highway",
     "profit",

@@ -69,12 +69,10 @@ def test_bad_input_is_refused():
 
 
 def test_counts_that_do_not_go_together_are_refused():
-    fits = {"rounds": 5, "blocks": 5, "test_images": 8, "images_16": 8, "batches": {"vision": 0, "text": 1}}
+    fits = {"rounds": 5, "blocks": 5, "batches": {"vision": 0, "text": 1}}
     counting.check_counts(**fits)
     with pytest.raises(ValueError, match="^blocks are of neighbouring rounds: 4 rounds have no 5 blocks$"):
         counting.check_counts(**fits | {"rounds": 4})
-    with pytest.raises(ValueError, match="^images_16 are of the test images: there are 8, got 9$"):
-        counting.check_counts(**fits | {"images_16": 9})
     with pytest.raises(ValueError, match="^no operators to time: one batch of vision, text must be"):
         counting.check_counts(**fits | {"batches": {"vision": 0, "text": 0}})
 

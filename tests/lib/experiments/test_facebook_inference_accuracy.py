@@ -1,4 +1,4 @@
-"""Eight bits and 16-bit sums: techniques one by one, sums by hand, a training that is not repeated."""
+"""Eight bits: techniques one by one, a sum by hand, a training that is not repeated."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from torch import nn
 from lib.data.images import ImageSet
 from lib.experiments import facebook_inference_accuracy as experiment
 from lib.quantization.integer import gemm_i16
-from lib.quantization.integer_network import Recipe, integer_layers, quantize_network
+from lib.quantization.integer_network import Recipe, quantize_network
 
 
 def images(count, seed=0):
@@ -84,25 +84,6 @@ def test_errors_of_the_techniques(trained):
     assert row["loss"] == pytest.approx(100 * (right[0] - right[1]))
 
 
-def test_sums_of_sixteen_bits(trained):
-    test, calibration = images(12, seed=1), images(20, seed=2).tensor()
-    table = experiment.sixteen_bit_sums(trained, test, calibration)
-    assert len(table) == 2 * 4 * 2 and set(table["spill"]) == {"end", 64}
-    densities = table.groupby("split")[["tensor", "channel"]].mean().loc[list(experiment.SPLITS)]
-    assert (densities.loc["no split"] == 0).all()
-    assert (densities.diff().iloc[1:] > 0).all(axis=None), "fewer bits, more outliers"
-    plain = quantize_network(trained[5], calibration, Recipe())
-    codes = np.concatenate([layer.codes.flatten().numpy() for layer in integer_layers(plain)]).astype(int)
-    row = table.query("seed == 5 and split == '7 bits' and spill == 'end'").iloc[0]
-    assert row["tensor"] == np.mean((codes < -64) | (codes > 63))
-    ends = table[table["spill"] == "end"].set_index(["seed", "split"])
-    for seed in trained:
-        assert ends.loc[(seed, "no split"), "cut"] > ends.loc[(seed, "5 bits"), "cut"]
-        assert ends.loc[(seed, "no split"), "error"] > ends.loc[(seed, "5 bits"), "error"]
-    uncut = table[table["cut"] == 0]
-    assert (uncut["error"] == 0).all() and (table.loc[table["error"] > 0, "cut"] > 0).all()
-
-
 def test_values_by_seed():
     table = pd.DataFrame({"seed": [1, 1, 2, 2], "at": ["end", 64, "end", 64], "error": [0.1, 0.2, 0.3, 0.4]})
     assert experiment.per_seed(table, "error", at="end") == [0.1, 0.3]
@@ -113,26 +94,18 @@ def test_values_by_seed():
 
 
 def test_what_the_rules_compare(trained):
-    test, calibration = images(12, seed=1), images(20, seed=2).tensor()
-    techniques = experiment.technique_errors(trained, test, calibration)
-    sums = experiment.sixteen_bit_sums(trained, test, calibration)
-    measured = experiment.by_arm(techniques, sums)
+    techniques = experiment.technique_errors(trained, images(12, seed=1), images(20, seed=2).tensor())
+    measured = experiment.by_arm(techniques)
     arms = {(metric, arm): values for metric, by_arm in measured.items() for arm, values in by_arm.items()}
     assert all(len(values) == 2 for values in arms.values())
-    sums = sums[sums["spill"] == "end"]
-    for (metric, arm), (table, column, query) in {
-        ("loss of top-1 accuracy", "8 bits, all techniques"):
-            (techniques, "loss", "step == '+ net-aware' and bits == 8"),
+    for (metric, arm), (column, query) in {
+        ("loss of top-1 accuracy", "8 bits, all techniques"): ("loss", "step == '+ net-aware' and bits == 8"),
         ("error of the logits at 4 bits", "per channel, least error, net-aware"):
-            (techniques, "error", "step == '+ net-aware' and bits == 4"),
+            ("error", "step == '+ net-aware' and bits == 4"),
         ("error of the logits at 4 bits", "min–max per tensor"):
-            (techniques, "error", "step == 'min–max per tensor' and bits == 4"),
-        ("error of the logits from 16-bit sums", "outliers split at 6 bits"):
-            (sums, "error", "split == '6 bits'"),
-        ("error of the logits from 16-bit sums", "no split"): (sums, "error", "split == 'no split'"),
-        ("outlier density", "7 bits, one scale per tensor"): (sums, "tensor", "split == '7 bits'"),
+            ("error", "step == 'min–max per tensor' and bits == 4"),
     }.items():  # fmt: skip
-        assert arms.pop((metric, arm)) == table.query(query)[column].tolist()
+        assert arms.pop((metric, arm)) == techniques.query(query)[column].tolist()
     assert not arms
 
 

@@ -74,14 +74,18 @@ def test_operators_and_accuracy():
     assert [text.get_text() for text in middle.get_legend().get_texts()] == ["convolution"]
     assert sorted(right.collections[0].get_offsets().data[:, 0]) == [0.5, 0.75]
     techniques = pd.DataFrame({"error": [0.1, 0.2], "step": ["x", "y"], "bits": [8, 4]})
-    sums = pd.DataFrame(
-        {
-            "accuracy": [80.0, 90.0, 10.0],
-            "split": ["5 bits", "5 bits", "no split"],
-            "spill": ["end", 64, "end"],
-        }
+    (axis,) = figures.accuracy_figure(techniques).axes
+    assert sorted(x for part in axis.collections for x in part.get_offsets().data[:, 0]) == [0.1, 0.2]
+
+
+def test_sums_in_sixteen_bits_by_scales():
+    errors = pd.DataFrame(
+        {"scales": ["tensor", "channel"], "sums": ["a", "a"], "network": ["n", "n"], "error": [0.0, 0.5]}
     )
-    _, right = figures.accuracy_figure(techniques, sums, 7, floor=75.0).axes
-    assert [list(line.get_xdata()) for line in right.lines[-2:]] == [[80, 80], [75, 75]]
-    assert right.lines[-2].get_linestyle() != right.lines[-1].get_linestyle()
-    assert "7 images" in right.get_xlabel()
+    above, below = figures.sixteen_bit_figure(errors).axes
+    for axis, error in ((above, 1e-5), (below, 0.5)):
+        assert [x for part in axis.collections for x in part.get_offsets().data[:, 0]] == pytest.approx(
+            [error]
+        )
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["n"]
+    assert below.get_legend() is None

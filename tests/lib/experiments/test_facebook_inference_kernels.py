@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from lib.experiments import facebook_inference_kernels as kernels
-from lib.experiments.facebook_inference_kernels import SKINNY, SQUARE, linear_kernels, row_bytes
+from lib.experiments.facebook_inference_kernels import (
+    MEMORY,
+    SERVICE,
+    SKINNY,
+    SQUARE,
+    linear_kernels,
+    row_bytes,
+)
 
 LIMITS = {  # of the error relative to the product
     "fp32, BLAS": 0.0,
@@ -95,22 +102,34 @@ def test_speed_ups_are_over_the_faster_fp32():
     assert gops["7×3×5", "fp32, oneDNN"] == pytest.approx(2 * 7 * 3 * 5 / 4e-3 / 1e9)
 
 
+def test_only_what_is_wanted_is_packed():
+    wanted = ["fp32, BLAS", "int8, FBGEMM"]
+    assert list(linear_kernels(1, 32, 48, only=wanted)) == wanted
+    rows = pd.DataFrame(kernels.time_linear([(1, 8, 16)], rounds=2, at_least_ms=0.01, only=wanted))
+    assert sorted(set(rows["function"])) == wanted and len(rows) == 4
+
+
 def test_what_reduced_precision_gains():
-    faster = {
-        SKINNY: pd.DataFrame({"fp16 weights": [2.0, 4.0], "int8, FBGEMM": [5.0, 8.0]}),
-        SQUARE: pd.DataFrame({"fp16 weights": [1.0, 0.5], "int8, FBGEMM": [2.0, 2.5]}),
-    }
-    assert kernels.reduced_precision(faster) == {
-        "time relative to fp32, 1 × 4096 × 1024, AVX2": {
+    def table(fp16, int8):
+        return pd.DataFrame({"fp16 weights": fp16, "int8, FBGEMM": int8})
+
+    faster = {SKINNY: table([9.0, 9.0], [9.0, 9.0]), SQUARE: table([1.0, 0.5], [2.0, 2.5])}
+    faster |= {SERVICE[0]: table([1.0, 1.0], [4.0, 2.0])}
+    assert kernels.reduced_precision(faster, table([2.0, 4.0], [5.0, 8.0])) == {
+        "time relative to fp32, 1 × 4096 × 16384, AVX2": {
             "fp32": [1, 1], "fp16 weights": [0.5, 0.25], "int8": [0.2, 0.125],
         },
         "time relative to fp32, 1024 × 1024 × 1024, AVX2": {
             "fp32": [1, 1], "fp16 weights": [1, 2], "int8": [0.5, 0.4],
         },
+        "time relative to fp32, 6 × 4096 × 1024, AVX2": {
+            "fp32": [1, 1], "fp16 weights": [1, 1], "int8": [0.25, 0.5],
+        },
         "speed-up of int8 over fp32, AVX2": {
-            "1 × 4096 × 1024": [5, 8], "1024 × 1024 × 1024": [2, 2.5],
+            "1 × 4096 × 16384": [5, 8], "1024 × 1024 × 1024": [2, 2.5],
         },
     }  # fmt: skip
+    assert MEMORY[1] * MEMORY[2] > 64e6, "in int8 more than a last-level cache of 64 MB"
 
 
 def test_bytes_read_and_times_of_fused_operators():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib.models.vision.mobilenet import MobileNetV2
 from lib.models.vision.plain_cnn import plain_cnn
 from lib.quantization.integer import affine_quantizer
 from lib.quantization.integer_network import (
@@ -12,7 +13,9 @@ from lib.quantization.integer_network import (
     Recipe,
     accumulate,
     fold,
+    integer_layer,
     integer_layers,
+    quantize_layers,
     quantize_network,
 )
 
@@ -38,6 +41,39 @@ def test_folding_changes_nothing(chain):
     network.eval()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded)
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_inside_of_blocks():
+    network = MobileNetV2(width=0.1, last_channels=8, num_classes=3).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.2, 3)
+    folded, images = fold(network), torch.randn(2, 3, 32, 32)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_any_network_in_integers_is_a_chain_where_it_is_one(chain, per_channel):
+    network, images = chain
+    recipe = Recipe(per_channel=per_channel, net_aware=True)
+    ours = quantize_layers(network, images, per_channel=per_channel)
+    torch.testing.assert_close(ours(images), quantize_network(network, images, recipe)(images))
+    assert len(integer_layers(ours)) == 3 and not any(isinstance(m, nn.BatchNorm2d) for m in network[:1])
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_groups_at_once_are_groups_one_by_one(per_channel):
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(6, 12, 3, groups=3, bias=False), torch.randn(2, 6, 7, 7)
+    ours = integer_layer(layer, x, per_channel=per_channel)
+    columns = ours.columns(x)
+    assert columns.shape == (2 * 25, 54) and columns.dtype == torch.uint8
+    at_once = ours.products(columns)
+    apart = accumulate(ours, Accumulation(bits=16, spill_every=2, main_bits=6)).products(columns)
+    assert ours.saturated == 0 and ours.entries == 50 * 12
+    torch.testing.assert_close(at_once, apart)
 
 
 LAYERS = [
@@ -134,7 +170,7 @@ def test_16_bits_saturate_and_the_split_repairs_it(chain):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fold(nn.Conv2d(1, 1, 1)), "chain"),
+        (lambda: quantize_network(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 4, 4), Recipe()), "chain"),
         (lambda: fold(nn.Sequential(nn.BatchNorm2d(2))), "follows no convolution"),
         (lambda: quantize_network(nn.Sequential(nn.ReLU()), torch.ones(1, 1), Recipe()), "a layer is needed"),
         (

@@ -41,7 +41,10 @@ REFUSED = {
         "steps": COUNT,
         "calibration_images": (*COUNT, 100_000),
         "test_images": (*COUNT, 100_000),
-        "images_16": (*COUNT, 100_000),
+        "dataset": ("fashion", "imagenet", ""),
+        "photographs": (*COUNT, 1, 13),
+        "crop": (*COUNT, 63, 228),
+        "layers_summed": COUNT,
     },
     "meantime": {
         "dataset": ("ml100k", "ML-100K", "", "netflix"),
