@@ -202,7 +202,7 @@ class Settings:
         Half a cosine, or a tenth of the rate after a half and after three quarters of the steps.
     motion : {"known", "learned"}
         Whether the camera's motion is told, or a second network learns it, as published.
-    smoothness, triplet, margin, window, border
+    smoothness, triplet, margin, window, border, automask
         Of `Objective`.
     nearest, farthest, first_depth : float
         Limits of the depth, and what untrained networks say; 0 for what the published ones say, 0.2 m.
@@ -226,6 +226,7 @@ class Settings:
     margin: float = 0.3
     window: int = 5
     border: str = "official"
+    automask: bool = True
     nearest: float = NEAREST
     farthest: float = FARTHEST
     first_depth: float = 0.0
@@ -244,6 +245,7 @@ class Settings:
             window=self.window,
             margin=self.margin,
             border=self.border,
+            automask=self.automask,
             nearest=self.nearest,
             farthest=self.farthest,
         )

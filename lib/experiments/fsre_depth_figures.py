@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,8 @@ from lib.models.depth.view_synthesis import sampling_grid, warped
 
 #: Nearest depth of the colours, in metres: as light as they get. Errors are dark to light up to this share.
 BRIGHTEST, WORST = 3.0, 0.5
+#: Where bins of true depth end, in metres.
+BINS = (5, 10, 20, 30, 50, 80)
 #: Side of a close-up in pixels.
 CLOSE = 32
 
@@ -99,6 +102,22 @@ def strips(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: in
         rows[name] = depth_colours(depths)
         rows[f"{name}: error"] = error_colours(depths, truth)
     return sheet(rows, seed, columns=count)
+
+
+def by_distance(models: Mapping[str, FsreDepth], world: Streets, seed: int) -> pd.DataFrame:
+    """Mean relative error with its sign by true depth: a row per arm and bin, named by its end in metres."""
+    found = {name: depths_of(model)(world.images)[:, 0] for name, model in models.items()}
+    found[FLOOR] = world.median_depth.expand_as(world.truth)
+    truth, known = world.truth, counted(world.truth)
+    rows = []
+    for name, depths in found.items():
+        relative = (scaled(depths, truth) - truth) / truth.clamp_min(1e-3)
+        for low, high in pairwise((0, *BINS)):
+            where = known & (truth > low) & (truth <= high)
+            if where.any():
+                told = float(relative[where].mean())
+                rows.append({"seed": seed, "arm": name, "true depth up to (m)": high, "too far by": told})
+    return pd.DataFrame(rows).set_index("seed")
 
 
 def close_ups(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: int = 6) -> pd.DataFrame:
