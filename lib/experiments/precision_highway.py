@@ -25,7 +25,7 @@ from lib.data.state_of_the_union import STATE_OF_THE_UNION
 from lib.data.text import SPLITS, Corpus, TextBatches
 from lib.models.language.highway import quantize_language_model
 from lib.models.language.language_model import LSTMLanguageModel
-from lib.models.vision.highway import quantize_resnet
+from lib.models.vision.highway import Skip, quantize_resnet
 from lib.models.vision.resnet import ResNet
 from lib.quantization.dorefa import DoReFaWeight
 from lib.quantization.laplace import Laplace
@@ -57,11 +57,20 @@ PIECE = 35
 TRAINING_TOKENS = {PENN_TREEBANK.name: 929_589, WIKITEXT_2.name: 2_088_628}
 
 
-def _learned(bits: int, skip_bits: str | None) -> dict[str, Any]:
+def _learned(bits: int, skip_bits: Skip) -> dict[str, Any]:
     """Laplace-optimal weights and learned ranges of activations (LSQ), as options of `quantize_resnet`."""
     return {
         "weights": lambda layer: Laplace(bits),
         "activations": lambda kind: LSQ(bits, signed=False),
+        "skip_bits": skip_bits,
+    }
+
+
+def _pact_and_dorefa(bits: int, skip_bits: Skip) -> dict[str, Any]:
+    """The same options for PACT's activations with DoReFa's weights."""
+    return {
+        "weights": lambda layer: DoReFaWeight(bits),
+        "activations": lambda kind: PACT(bits),
         "skip_bits": skip_bits,
     }
 
@@ -73,11 +82,9 @@ IMAGE_ARMS: dict[str, dict[str, Any] | None] = {
     "highway W3A3": _learned(3, None),
     "conventional W2A2": _learned(2, "shared"),
     "highway W2A2": _learned(2, None),
-    "PACT and DoReFa W2A2": {
-        "weights": lambda layer: DoReFaWeight(2),
-        "activations": lambda kind: PACT(2),
-        "skip_bits": "shared",
-    },
+    "highway of 8 bits W2A2": _learned(2, 8),
+    "PACT and DoReFa W2A2": _pact_and_dorefa(2, "shared"),
+    "PACT and DoReFa W2A2 with a highway": _pact_and_dorefa(2, None),
 }
 
 
@@ -88,6 +95,7 @@ def lstm_forms(bits: int) -> dict[str, dict[str, Any]]:
     return {
         "conventional": conventional,
         "conventional with an exact cell": conventional | {"keep_cell": True},
+        "hidden state alone": products | {"state_bits": bits, "keep_cell": True},
         "highway": products,
     }
 
@@ -191,12 +199,21 @@ def image_arm(trained: ResNet, arm: str, sample: Tensor) -> ResNet:
 
 
 def lstm_arm(untrained: LSTMLanguageModel, arm: str, sample: Tensor) -> LSTMLanguageModel:
-    """A copy of a language model, quantised as the arm has it; first ranges are measured on `sample`."""
+    """A copy of a language model, quantised as the arm has it; first ranges are measured on `sample`.
+
+    But for the hidden state's, which begin at −1, its bound: an untrained one is about 0.1, where learned
+    steps stay, and after the training nearly all of it would lie outside.
+    """
     options = LSTM_ARMS[arm]
     if options is None:
         return copy.deepcopy(untrained)
     makers = {"weights": Laplace, "values": lambda bits, signed: LSQ(bits, signed=signed)}
-    return quantize_language_model(untrained, sample, **makers, **options)
+    model = quantize_language_model(untrained, sample, **makers, **options)
+    for layer in model.layers:
+        for quantizer in (layer.quantize_hidden, layer.quantize_output):
+            if quantizer.bits is not None:
+                quantizer.step.data.fill_(1 / -quantizer.grid().low)
+    return model
 
 
 def train_images(

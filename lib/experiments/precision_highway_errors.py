@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -29,6 +30,10 @@ from lib.quantization.uniform import Uniform
 from lib.training.loop import seeded
 
 ERROR = "SQNR (dB)"
+#: Tokens after which the error of a cell is called early: at the first, a cell has nothing to add to.
+EARLY = 5
+#: Forms of the LSTM whose cells differ; where the hidden state alone is rounded, the cell is the highway's.
+CELL_FORMS = ("conventional", "conventional with an exact cell", "highway")
 
 # --- arithmetic ---
 
@@ -172,14 +177,20 @@ def _laplace(weight_bits: int | None, bits: int) -> dict[str, Callable[..., Lapl
 
 
 def depth_measurements(errors: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """C1a, C2a, C2b: by metric and arm one value per seed, at the first and at the last block."""
+    """C1a, C2a, C2b, C2d: by metric and arm a value per seed, at the network's ends and between."""
     measured, last = {}, errors["block"].max()
     for label, part in errors.groupby("label"):
-        measured[f"SQNR {label} (dB)"] = {
-            "conventional, last block": _values(part, form="conventional", block=last),
-            "highway, last block": _values(part, form="highway", block=last),
-            "conventional, first block": _values(part, form="conventional", block=1),
+        ends = {
+            form: [np.array(_values(part, form=form, block=block)) for block in (1, last)]
+            for form in ("conventional", "highway")
         }
+        measured[f"SQNR {label} (dB)"] = {
+            "conventional, last block": ends["conventional"][1].tolist(),
+            "highway, last block": ends["highway"][1].tolist(),
+            "conventional, first block": ends["conventional"][0].tolist(),
+        }
+        lost = {form: (first - final).tolist() for form, (first, final) in ends.items()}
+        measured[f"SQNR lost between the ends {label} (dB)"] = lost
     return measured
 
 
@@ -226,8 +237,8 @@ def time_errors(model: LSTMLanguageModel, tokens: Tensor) -> pd.DataFrame:
     makers = {"weights": Laplace, "values": lambda bits, signed: Laplace(bits, adaptive=False)}
     rows = []
     for bits in (2, 3):
-        for form, options in lstm_forms(bits).items():
-            quantized = quantize_language_model(model, tokens, **makers, **options)
+        for form in CELL_FORMS:
+            quantized = quantize_language_model(model, tokens, **makers, **lstm_forms(bits)[form])
             found = error_by_step(model, quantized, tokens)
             rows += [
                 {"form": form, "bits": bits, "token": token, ERROR: value}
@@ -237,11 +248,12 @@ def time_errors(model: LSTMLanguageModel, tokens: Tensor) -> pd.DataFrame:
 
 
 def time_measurements(errors: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """C1b, C2c: by metric and arm one value per seed, after the first and after the last token."""
+    """C1b, C2c: by metric and arm one value per seed, after some tokens and after the last one."""
     measured, last = {}, errors["token"].max()
     for bits, part in errors.groupby("bits"):
-        ends = {f"{form}, last token": _values(part, form=form, token=last) for form in lstm_forms(bits)}
-        ends["conventional, first token"] = _values(part, form="conventional", token=1)
+        ends = {f"{form}, last token": _values(part, form=form, token=last) for form in CELL_FORMS}
+        early = _values(part, form="conventional with an exact cell", token=EARLY)
+        ends[f"conventional with an exact cell, token {EARLY}"] = early
         measured[f"SQNR of the cell W{bits}A{bits} (dB)"] = ends
     return measured
 

@@ -35,7 +35,6 @@ PARTS = [
 CLAIMS_FIRST = [PARTS[2], PARTS[1], *PARTS[3:]]
 STILL_CLAIMS_FIRST = (
     "oneshot_compression",
-    "precision_highway",
     "profit",
 )
 CELLS = range(15, 51)

@@ -149,7 +149,9 @@ def test_what_the_image_arms_round():
         "highway W3A3",
         "conventional W2A2",
         "highway W2A2",
+        "highway of 8 bits W2A2",
         "PACT and DoReFa W2A2",
+        "PACT and DoReFa W2A2 with a highway",
     ]
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     full = arms.pop("full precision")
@@ -159,12 +161,16 @@ def test_what_the_image_arms_round():
         block = quantised.layer2[1]
         of_weight, of_value = block.conv2.weight_quantizer, block.conv2.input_quantizer
         assert of_weight.bits == of_value.bits == block.entrance.bits == (3 if "3" in arm else 2), arm
-        assert block.shares == ("highway" not in arm) and isinstance(block.highway, torch.nn.Identity)
+        assert block.shares == ("highway" not in arm)
+        assert getattr(block.highway, "bits", None) == (8 if "8 bits" in arm else None)
         kinds = (DoReFaWeight, PACT) if "PACT" in arm else (Laplace, LSQ)
         assert (type(of_weight), type(of_value)) == kinds
         assert quantised.conv1.weight_quantizer.bits == 8 == quantised.fc.input_quantizer.bits
-        counts.add(sum(isinstance(module, Quantizer) for module in quantised.modules()))
-    assert len(counts) == 1  # as many quantisers in every arm
+        of_highway = {
+            id(m) for b in quantised.modules() if hasattr(b, "highway") for m in b.highway.modules()
+        }
+        counts.add(sum(isinstance(m, Quantizer) and id(m) not in of_highway for m in quantised.modules()))
+    assert len(counts) == 1  # as many quantisers in every arm's branches
 
 
 def test_what_the_lstm_arms_round():
@@ -184,9 +190,20 @@ def test_what_the_lstm_arms_round():
         "full precision": {},
         "conventional": rounded | {"cell": 2},
         "conventional with an exact cell": rounded,
+        "hidden state alone": products | {"output": 2},
         "highway": products,
     }
     assert lstm_forms(3)["highway"] == {"weight_bits": 3, "input_bits": 3}
+
+
+def test_first_ranges_of_the_hidden_state_reach_to_its_bound():
+    """An untrained one is small: a range measured on it would hold hardly any value of a trained one."""
+    untrained, sample = language_model(), TOKENS[:120].view(4, 30)
+    for arm in LSTM_ARMS:
+        (layer,) = lstm_arm(untrained, arm, sample).layers
+        for quantizer in map(layer._modules.get, ("quantize_hidden", "quantize_output")):
+            if quantizer is not None and quantizer.bits is not None:
+                assert quantizer.levels().tolist() == [-1, -0.5, 0, 0.5], arm
 
 
 def test_an_arm_is_a_copy_with_the_same_weights():
@@ -243,7 +260,7 @@ def test_a_teacher_changes_what_is_learned():
     assert not torch.equal(learned[0], learned[1]) and torch.equal(learned[1], learned[2])
 
 
-@pytest.mark.parametrize("arm", ["full precision", "conventional", "highway"])
+@pytest.mark.parametrize("arm", ["full precision", "conventional", "hidden state alone", "highway"])
 def test_a_text_is_learned(arm):
     """Words that follow each other in a ring: one word tells the next."""
     text = torch.arange(20).repeat(40)

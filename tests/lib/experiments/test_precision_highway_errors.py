@@ -165,14 +165,20 @@ def depth_table() -> pd.DataFrame:
 
 def test_depth_measurements_by_hand():
     measured = depth_measurements(depth_table())
-    assert list(measured) == [f"SQNR {label} (dB)" for label in ("A2", "A3", "W2A2", "W3A3")]
-    for ends in measured.values():
-        assert ends == {
+    labels = ("A2", "A3", "W2A2", "W3A3")
+    metrics = ("SQNR {} (dB)", "SQNR lost between the ends {} (dB)")
+    assert list(measured) == [metric.format(label) for label in labels for metric in metrics]
+    for label in labels:
+        assert measured[f"SQNR {label} (dB)"] == {
             "conventional, first block": [701, 301],
             "conventional, last block": [703, 303],
             "highway, last block": [713, 313],
         }
-    for claim in ("C1a", "C2a", "C2b"):
+        assert measured[f"SQNR lost between the ends {label} (dB)"] == {
+            "conventional": [-2, -2],
+            "highway": [-2, -2],
+        }
+    for claim in ("C1a", "C2a", "C2b", "C2d"):
         for metric, arms in LEDGER[claim].arms().items():
             assert set(arms) <= set(measured[metric])
 
@@ -242,8 +248,9 @@ def test_time_errors_are_of_every_form_and_token():
     assert list(table.columns) == ["form", "bits", "token", "SQNR (dB)"]
     assert len(table) == 2 * 3 * 7 and not table.duplicated(["form", "bits", "token"]).any()
     options = {"weights": Laplace, "values": lambda bits, signed: Laplace(bits, adaptive=False)}
-    for form, own in lstm_forms(3).items():
-        quantized = quantize_language_model(model, TOKENS, **options, **own)
+    assert set(table["form"]) == set(errors.CELL_FORMS)
+    for form in errors.CELL_FORMS:
+        quantized = quantize_language_model(model, TOKENS, **options, **lstm_forms(3)[form])
         rows = table[(table["form"] == form) & (table["bits"] == 3)]
         assert rows["token"].tolist() == list(range(1, 8))
         assert rows["SQNR (dB)"].tolist() == error_by_step(model, quantized, TOKENS)
@@ -256,7 +263,7 @@ def time_table() -> pd.DataFrame:
         | {"SQNR (dB)": 10_000 * seed + 1000 * bits + 100 * f + token}
         for seed in (7, 3)
         for bits in (2, 3)
-        for f, form in enumerate(lstm_forms(2))
+        for f, form in enumerate(errors.CELL_FORMS)
         for token in range(1, 61)
     ]
     return pd.DataFrame(rows)
@@ -266,8 +273,8 @@ def test_time_measurements_by_hand():
     measured = time_measurements(time_table())
     assert list(measured) == ["SQNR of the cell W2A2 (dB)", "SQNR of the cell W3A3 (dB)"]
     assert measured["SQNR of the cell W3A3 (dB)"] == {
-        "conventional, first token": [73_001, 33_001],
         "conventional, last token": [73_060, 33_060],
+        "conventional with an exact cell, token 5": [73_105, 33_105],
         "conventional with an exact cell, last token": [73_160, 33_160],
         "highway, last token": [73_260, 33_260],
     }
