@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -20,13 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from lib.data import preprocessing, weights
 from lib.data.imagenet import ImageFolder
 from lib.data.preprocessing import Preprocessing
 from lib.inspection import captured, evaluating
 from lib.metrics.signal import sqnr
-from lib.models.vision.mobilenet import MobileNetV2
-from lib.models.vision.squeezenet import SqueezeNet
 from lib.quantization.convert import quantize
 from lib.quantization.largest import split
 from lib.quantization.quantizer import Quantizer
@@ -36,24 +32,6 @@ from lib.quantization.value_aware import ValueAware, fake_quantize
 from lib.training.classifiers import accuracy
 
 LINES = ("o-", "s--", "D:", "^-.", "v-", "P--", "X:", "*-.")
-
-
-class Pretrained(NamedTuple):
-    """A network trained on ImageNet, and what its images go through."""
-
-    network: nn.Module
-    preprocessing: Preprocessing
-
-
-def pretrained(data_dir: str | Path) -> dict[str, Pretrained]:
-    """MobileNet-v2 and SqueezeNet 1.1, from installed packages."""
-    found = {
-        "MobileNet-v2": (MobileNetV2(), weights.MOBILENET_V2, preprocessing.IMAGENET),
-        "SqueezeNet": (SqueezeNet(), weights.SQUEEZENET, preprocessing.SQUEEZENET),
-    }
-    for network, source, _ in found.values():
-        network.load_state_dict(source.load(data_dir))
-    return {name: Pretrained(network, prepare) for name, (network, _, prepare) in found.items()}
 
 
 # --- activations --------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib.data.dataset import DataUnavailable
 from lib.data.preprocessing import IMAGENET
 from lib.experiments import value_aware_errors
 from lib.experiments.value_aware_errors import (
@@ -158,17 +157,6 @@ def test_crops_are_a_function_of_the_seed():
     first, again, other = (crops(image, 2, IMAGENET, seed=seed) for seed in (0, 0, 1))
     assert first.shape == (2, 3, 224, 224)
     assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_pretrained_networks_take_what_their_preprocessing_makes():
-    try:
-        found = value_aware_errors.pretrained("data")
-    except DataUnavailable as error:
-        pytest.skip(str(error))
-    sizes = {name: prepare.crop for name, (_, prepare) in found.items()}
-    assert sizes == {"MobileNet-v2": 224, "SqueezeNet": 227}
-    weights = {name: sum(p.numel() for p in network.parameters()) for name, (network, _) in found.items()}
-    assert weights == {"MobileNet-v2": 3_504_872, "SqueezeNet": 1_235_496}
 
 
 # --- figures -----------------------------------------------------------------------------------------------
