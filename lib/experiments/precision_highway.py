@@ -201,8 +201,8 @@ def image_arm(trained: ResNet, arm: str, sample: Tensor) -> ResNet:
 def lstm_arm(untrained: LSTMLanguageModel, arm: str, sample: Tensor) -> LSTMLanguageModel:
     """A copy of a language model, quantised as the arm has it; first ranges are measured on `sample`.
 
-    But for the hidden state's, which begin at −1, its bound: an untrained one is about 0.1, where learned
-    steps stay, and after the training nearly all of it would lie outside.
+    But for that of the hidden state on its way to the output, which begins at −1, its bound: an untrained one
+    is about 0.1, where learned steps stay, and after the training nearly all of it would lie outside.
     """
     options = LSTM_ARMS[arm]
     if options is None:
@@ -210,9 +210,8 @@ def lstm_arm(untrained: LSTMLanguageModel, arm: str, sample: Tensor) -> LSTMLang
     makers = {"weights": Laplace, "values": lambda bits, signed: LSQ(bits, signed=signed)}
     model = quantize_language_model(untrained, sample, **makers, **options)
     for layer in model.layers:
-        for quantizer in (layer.quantize_hidden, layer.quantize_output):
-            if quantizer.bits is not None:
-                quantizer.step.data.fill_(1 / -quantizer.grid().low)
+        if layer.quantize_output.bits is not None:
+            layer.quantize_output.step.data.fill_(1 / -layer.quantize_output.grid().low)
     return model
 
 

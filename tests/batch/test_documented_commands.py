@@ -92,7 +92,8 @@ def filled_in(command: str, folder: Path) -> str:
     command = re.sub(r"\S+\.(pth|pt|pkl|png)\b", shlex.quote(str(folder / "authors.pth")), command)
     grid = folder / "grid.yml"
     grid.write_text("{chapter: template, scale: smoke, grid: {seeds: [0, 1]}}\n")
-    real = {"FOLDER": kept, "grid.yml": grid, "<id>": "meantime", "/path/to/pictures": folder}
+    command = re.sub(r"/path/to/\w+", shlex.quote(str(folder)), command)
+    real = {"FOLDER": kept, "grid.yml": grid, "<id>": "meantime"}
     for name, value in (real | {"<date>": kept.name.removeprefix("long-")}).items():
         command = command.replace(name, shlex.quote(str(value)))
     return command

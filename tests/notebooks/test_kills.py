@@ -45,7 +45,7 @@ def measurements(folder: Path, chapter: str) -> dict[str, dict]:
     kinds = {claim.id: claim.kind for claim in load_ledger(chapter).claims}
     evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     return {
-        entry["claim"]: {name: arms for name, arms in entry["measured"].items() if "seconds" not in name}
+        entry["claim"]: {name: arms for name, arms in entry["measured"].items() if "second" not in name}
         for entry in evidence["measurements"]
         if kinds[entry["claim"]] != "measurement"
     }
