@@ -81,17 +81,11 @@ class Kitti:
 
         The inverse of the depth is brought to the truth's resolution bilinearly, as published.
         """
-        rows = []
-        for sample in self.test:
-            inverse = 1 / predict(self.raw.picture(sample, self.size)[None])
-            rows.append(self._errors_of(inverse, sample))
-        return {name: column.to_numpy() for name, column in pd.DataFrame(rows).items()}
+        return self._errors_of(lambda sample: predict(self.raw.picture(sample, self.size)[None]))
 
     def floor(self) -> Errors:
         """The same of the training's median depth at each pixel."""
-        inverse = 1 / self.median_depth[None, None]
-        frame = pd.DataFrame([self._errors_of(inverse, sample) for sample in self.test])
-        return {name: column.to_numpy() for name, column in frame.items()}
+        return self._errors_of(lambda sample: self.median_depth[None, None])
 
     @cached_property
     def median_depth(self) -> Tensor:
@@ -110,11 +104,14 @@ class Kitti:
         of_rows = pd.Series(median.nanmedian(1)[0].numpy()).bfill().ffill()
         return torch.where(median.isnan(), torch.tensor(of_rows.to_numpy())[:, None], median)
 
-    def _errors_of(self, inverse: Tensor, sample: Sample) -> dict[str, float]:
-        truth = self.raw.laser_depth(sample)
-        full = F.interpolate(inverse, truth.shape, mode="bilinear", align_corners=False)[0, 0]
-        errors = depth_errors(1 / full, truth, crop=GARG_CROP)
-        return {name: errors[metric] for metric, name in NAMES.items()}
+    def _errors_of(self, depth_of: Callable[[Sample], Tensor]) -> Errors:
+        rows = []
+        for sample in self.test:
+            truth = self.raw.laser_depth(sample)
+            full = F.interpolate(1 / depth_of(sample), truth.shape, mode="bilinear", align_corners=False)
+            errors = depth_errors(1 / full[0, 0], truth, crop=GARG_CROP)
+            rows.append({name: errors[metric] for metric, name in NAMES.items()})
+        return {name: column.to_numpy() for name, column in pd.DataFrame(rows).items()}
 
 
 def published_scores(weights: str | Path, kitti: str | Path) -> dict[str, float]:
