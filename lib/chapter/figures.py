@@ -13,15 +13,17 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lib.files import replacing
 from lib.ledger.intervals import LEVEL, mean_interval
@@ -266,6 +268,28 @@ def map_figure(
             axis.text(*place, letter, ha="center", va="center", fontsize=10, weight="bold")
     axes[-1, 0].set_xlabel(x_label or x)
     return figure
+
+
+def picture_strips(rows: Mapping[str, npt.ArrayLike], seed: int, *, columns: int = 6) -> pd.DataFrame:
+    """Rows of pictures as `pictures_figure` takes them, with the seed as index: an archive keeps such tables.
+
+    Parameters
+    ----------
+    rows : dict of str to (N, 3, H, W) in [−1, 1]
+        By what is written above the row.
+    seed : int
+    columns : int
+        Pictures of a row that are kept, side by side in one PNG of at most 64 colours.
+    """
+    found = []
+    for label, images in rows.items():
+        strip = np.concatenate(np.asarray(images)[:columns], axis=2).transpose(1, 2, 0)
+        pixels = ((strip.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        png = base64.b64encode(file.getvalue()).decode()
+        found.append({"seed": seed, "row": label, "columns": "", "png": png})
+    return pd.DataFrame(found).set_index("seed")
 
 
 @_remembered

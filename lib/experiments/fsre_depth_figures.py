@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.chapter.figures import picture_strips
 from lib.data.stereo import StereoPair
 from lib.data.street_frames import Drives
 from lib.experiments.fsre_depth import FLOOR, Streets, depths_of
-from lib.experiments.fsre_depth_stereo import Matched
-from lib.experiments.stylemapgan_figures import sheet
+from lib.experiments.fsre_depth_stereo import Agreement, Matched
 from lib.metrics.depth import CAPS, counted, median_ratio
 from lib.models.depth.fsre_depth import FsreDepth
 from lib.models.depth.photometric import PhotometricError, identity_errors
@@ -65,7 +65,7 @@ def looks(world: Streets, seed: int, count: int = 3) -> pd.DataFrame:
         "labels": coloured((labels * 7 % 19) / 19, colours="turbo"),
         "boundaries (red), weak texture (blue)": marked,
     }
-    return sheet(rows, seed, columns=count)
+    return picture_strips(rows, seed, columns=count)
 
 
 def mechanism(drives: Drives, seed: int, count: int = 3) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def mechanism(drives: Drives, seed: int, count: int = 3) -> pd.DataFrame:
         "error if nothing moved": coloured(still * 4),
         "masked (light)": coloured((still < by_depth).float()),
     }
-    return sheet(rows, seed, columns=count)
+    return picture_strips(rows, seed, columns=count)
 
 
 def strips(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: int = 3) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def strips(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: in
         depths = scaled(depths, truth)
         rows[name] = depth_colours(depths)
         rows[f"{name}: error"] = error_colours(depths, truth)
-    return sheet(rows, seed, columns=count)
+    return picture_strips(rows, seed, columns=count)
 
 
 def by_distance(models: Mapping[str, FsreDepth], world: Streets, seed: int) -> pd.DataFrame:
@@ -137,7 +137,7 @@ def close_ups(models: Mapping[str, FsreDepth], world: Streets, seed: int, count:
     shown = {"picture": cut(images * 2 - 1), "true depth": cut(depth_colours(truth))}
     for name, model in models.items():
         shown[name] = cut(depth_colours(scaled(depths_of(model)(images)[:, 0], truth)))
-    return sheet(shown, seed, columns=count)
+    return picture_strips(shown, seed, columns=count)
 
 
 def likeness(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: int = 3) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def likeness(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: 
         ]
         full = F.interpolate(torch.stack(cosines)[:, None], images.shape[-2:], mode="nearest")[:, 0]
         shown[f"{name}: likeness to the anchor"] = coloured((full + 1) / 2, colours="viridis")
-    return sheet(shown, seed, columns=count)
+    return picture_strips(shown, seed, columns=count)
 
 
 def _anchor(labels: Tensor) -> tuple[int, int]:
@@ -192,7 +192,22 @@ def matched_pictures(pair: StereoPair, found: Mapping[str, Matched], seed: int) 
         rows[f"{name}: disparity, error (light: 6 pixels or more)"] = torch.cat(
             [coloured(full[None] / longest), coloured(wrong[None])]
         )
-    return sheet({name: small(row) for name, row in rows.items()}, seed, columns=2)
+    return picture_strips({name: small(row) for name, row in rows.items()}, seed, columns=2)
+
+
+def room_pictures(
+    rooms: Mapping[str, StereoPair], found: Mapping[str, Agreement], seed: int, count: int = 4
+) -> pd.DataFrame:
+    """The first rooms, a column each: the left picture, and disparities where both pictures agree."""
+    left, disparities = [], []
+    for name in list(rooms)[:count]:
+        one = found[name]
+        left.append(F.interpolate(rooms[name].left[None], one.disparity.shape, mode="area")[0] * 2 - 1)
+        nearest = one.disparity[~one.at_odds].quantile(0.98)
+        colours = coloured(one.disparity[None] / nearest, colours="viridis")[0]
+        disparities.append(torch.where(one.at_odds, -1.0, colours))
+    rows = {"left picture": left, "disparity (near is light), black where the two disagree": disparities}
+    return picture_strips({name: torch.stack(row) for name, row in rows.items()}, seed, columns=count)
 
 
 def amounts(found: Mapping[str, Matched], pair: StereoPair, wrong: Mapping[str, float]) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from lib.models.depth.view_synthesis import sampling_grid, warped
 
 #: A disparity is wrong if it is off by more than so many pixels of the full picture, as Middlebury counts.
 WRONG = 3.0
+
+#: The longest disparity that is tried, in pixels of the full picture.
+LONGEST = 70
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,25 @@ def smaller(pair: StereoPair, factor: int) -> StereoPair:
         camera(pair.right_intrinsics),
         pair.baseline,
         pair.disparity[::factor, ::factor][:height, :width] / factor,
+    )
+
+
+def mirrored(pair: StereoPair) -> StereoPair:
+    """A pair as a mirror shows it: the right picture is the left one then. Its disparities are not known."""
+    last = pair.left.shape[2] - 1
+
+    def camera(intrinsics: Tensor) -> Tensor:
+        turned = intrinsics.clone()
+        turned[0, 2] = last - intrinsics[0, 2]
+        return turned
+
+    return StereoPair(
+        pair.right.flip(2),
+        pair.left.flip(2),
+        camera(pair.right_intrinsics),
+        camera(pair.intrinsics),
+        pair.baseline,
+        torch.zeros_like(pair.disparity),
     )
 
 
@@ -131,16 +154,65 @@ def matched(pair: StereoPair, *, factor: int, planes: int, steps: int) -> dict[s
     factor
         By which the pictures are reduced.
     planes
-        Disparities that are tried, from nothing to 70 pixels of the full picture.
+        Disparities that are tried, from 1 to `LONGEST` pixels of the full picture.
     steps
         Of the descent.
     """
     small = smaller(pair, factor)
-    tried = torch.linspace(1, 70, planes) / factor
-    sweep = swept(small, tried)
+    sweep = swept(small, torch.linspace(1, LONGEST, planes) / factor)
     flat = sweep.median().expand_as(sweep)
     refined = descended(small, sweep, steps=steps)
     return {
         name: Matched(disparity, factor)
         for name, disparity in (("one plane", flat), ("plane sweep", sweep), ("sweep and descent", refined))
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Whether the pictures of a pair find each other.
+
+    Attributes
+    ----------
+    disparity : (H, W)
+        Of the left picture by the sweep, in pixels of the reduced one.
+    at_odds : (H, W) bool
+        The sweep of the right picture, at the place that is pointed to, is off by more than `WRONG` pixels of
+        the full picture, or that place lies outside.
+    """
+
+    disparity: Tensor
+    at_odds: Tensor
+
+
+def agreement(pair: StereoPair, *, factor: int, planes: int) -> Agreement:
+    """Sweep a pair from either side, as `matched` does; no truth is needed (left-right consistency)."""
+    small = smaller(pair, factor)
+    tried = torch.linspace(1, LONGEST, planes) / factor
+    disparity, back = swept(small, tried), swept(mirrored(small), tried).flip(1)
+    place = (torch.arange(disparity.shape[1]) - disparity).round().long()
+    off = (back.gather(1, place.clamp_min(0)) - disparity).abs() > WRONG / factor
+    return Agreement(disparity, off | (place < 0))
+
+
+def agreements(
+    rooms: Mapping[str, StereoPair], *, factor: int, planes: int
+) -> dict[str, dict[str, Agreement]]:
+    """Of every pair, and of its left picture with the right one of the next pair: another room."""
+    others = [*list(rooms.values())[1:], next(iter(rooms.values()))]
+    pairs = {
+        "own pair": rooms,
+        "another room": {
+            name: replace(pair, right=other.right)
+            for (name, pair), other in zip(rooms.items(), others, strict=True)
+        },
+    }
+    return {
+        kind: {name: agreement(pair, factor=factor, planes=planes) for name, pair in held.items()}
+        for kind, held in pairs.items()
+    }
+
+
+def at_odds(found: Mapping[str, Agreement]) -> float:
+    """Per cent of the pixels of all pairs that are at odds."""
+    return 100 * float(torch.stack([one.at_odds.double().mean() for one in found.values()]).mean())

@@ -17,6 +17,7 @@ from lib.chapter.figures import (
     arms_figure,
     curves_figure,
     map_figure,
+    picture_strips,
     pictures_figure,
     redraw,
     redrawable,
@@ -189,6 +190,19 @@ def test_strips_without_columns_are_titled_and_drawn_again_from_their_data():
     figure = pictures_figure(STRIPS.assign(columns=""))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["above", "below"]
     assert shown(redraw(redrawable(figure, shown(figure)))) == shown(figure)
+
+
+def test_strips_hold_pictures_side_by_side_as_they_are():
+    grey = np.linspace(-1, 1, 2 * 4 * 4).reshape(2, 1, 4, 4).repeat(3, axis=1)
+    table = picture_strips({"ramp": grey, "beyond": 3 * grey}, 5, columns=1).reset_index()
+    assert table["seed"].tolist() == [5, 5] and table["row"].tolist() == ["ramp", "beyond"]
+    both = picture_strips({"ramp": grey}, 5).reset_index()
+    first, beyond = (axis.images[0].get_array() for axis in pictures_figure(table).axes)
+    side_by_side = pictures_figure(both).axes[0].images[0].get_array()
+    assert first.shape[:2] == (4, 4) and side_by_side.shape[:2] == (4, 8)
+    np.testing.assert_allclose(first[..., 0], (grey[0, 0] + 1) / 2, atol=0.5 / 255)
+    np.testing.assert_allclose(side_by_side[:, 4:, 0], (grey[1, 0] + 1) / 2, atol=0.5 / 255)
+    np.testing.assert_allclose(beyond[..., 0], ((3 * grey[0, 0]).clip(-1, 1) + 1) / 2, atol=0.5 / 255)
 
 
 def test_an_unknown_seed_is_refused_where_all_rows_are_wanted():

@@ -8,7 +8,7 @@ import torch
 
 from lib.chapter.figures import pictures_figure
 from lib.data.dataset import DataUnavailable
-from lib.data.stereo import MOTORCYCLE, StereoPair
+from lib.data.stereo import MOTORCYCLE, ROOMS, StereoPair
 from lib.data.streets import STREETS
 from lib.experiments import fsre_depth_figures as pictures
 from lib.experiments.fsre_depth import (
@@ -34,9 +34,13 @@ from lib.experiments.fsre_depth import (
 from lib.experiments.fsre_depth_counts import closed_cases, operations, parameters
 from lib.experiments.fsre_depth_stereo import (
     Matched,
+    agreement,
+    agreements,
+    at_odds,
     depth_of,
     descended,
     matched,
+    mirrored,
     smaller,
     swept,
     wrong_share,
@@ -264,6 +268,39 @@ def test_the_motorcycle_is_found():
     table = pictures.amounts(found, pair, wrong)
     assert table.loc["plane sweep", "median error (pixels)"] < 1.5
     pictures_figure(pictures.matched_pictures(pair, found, 0).reset_index())
+
+
+def test_a_mirror_turns_both_cameras():
+    k = torch.tensor([[50.0, 0, 20], [0, 50, 31.5], [0, 0, 1]])
+    other = k + torch.tensor([[0, 0, 3.0], [0, 0, 0], [0, 0, 0]])
+    pair = replace(shifted(8), intrinsics=k, right_intrinsics=other)
+    turned = mirrored(pair)
+    assert turned.intrinsics[0, 2] == 95 - 23 and turned.right_intrinsics[0, 2] == 95 - 20
+    assert torch.equal(turned.left, pair.right.flip(2))
+    assert torch.equal(depth_of(torch.tensor(8.0), turned), depth_of(torch.tensor(8.0), pair))
+    again = mirrored(turned)
+    assert torch.equal(again.right, pair.right) and torch.equal(again.intrinsics, pair.intrinsics)
+
+
+def test_a_pair_agrees_but_where_one_picture_ends_and_another_rooms_by_chance():
+    noise = torch.rand(3, 64, 104, generator=torch.Generator().manual_seed(0))
+    pair = replace(shifted(8), left=noise[..., :-8], right=noise[..., 8:])
+    found = agreement(pair, factor=1, planes=70)
+    assert not found.at_odds[:, 12:].any() and found.at_odds[:, :8].float().mean() > 0.8
+    swapped = replace(pair, left=pair.right, right=pair.left)
+    assert at_odds({"cameras swapped": agreement(swapped, factor=1, planes=70)}) > 40
+
+
+def test_rooms_agree_with_themselves_alone():
+    try:
+        rooms = ROOMS.load("data")
+    except DataUnavailable as error:
+        pytest.skip(str(error))
+    few = {name: rooms[name] for name in ("cycles", "toy", "desk")}
+    found = agreements(few, factor=8, planes=40)
+    assert at_odds(found["own pair"]) < 30 < 60 < at_odds(found["another room"])
+    figure = pictures_figure(pictures.room_pictures(few, found["own pair"], 0).reset_index())
+    assert [axis.images[0].get_array().shape[:2] for axis in figure.axes] == [(60, 240)] * 2
 
 
 # --- counts, pictures, scales ---
