@@ -335,11 +335,17 @@ def provenance_table(provenance: Provenance, data: Sequence[DataUsed]) -> Html:
 
 
 def html_table(kind: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table of cells that are markup already, its first column the heads of the rows."""
+    """A table of cells that are markup already, its first column the heads of the rows.
+
+    Each cell knows what its column is called: a narrow screen shows one below the other.
+    """
     head = "".join(f'<th scope="col" {CELL}>{name}</th>' for name in header)
     body = "".join(
         f'<tr><th scope="row" {CELL}>{row[0]}</th>'
-        + "".join(f"<td {CELL}>{cell}</td>" for cell in row[1:])
+        + "".join(
+            f'<td data-column="{escape(name)}" {CELL}>{cell}</td>'
+            for name, cell in zip(header[1:], row[1:], strict=True)
+        )
         + "</tr>"
         for row in rows
     )
