@@ -46,6 +46,8 @@ from lib.runs.sweep import simulation_folder  # noqa: E402
 from lib.yaml_reader import utf8  # noqa: E402
 
 DEFAULT_REPOSITORY = "does-it-hold/does-it-hold"
+#: How a PNG begins in base64: tables keep pictures so.
+PNG_IN_TEXT = "iVBORw0KGgo"
 GITHUB = re.compile(
     r"(?:https://github\.com/|git@github\.com:|ssh://git@github\.com/)([\w.-]+/[\w.-]+?)(?:\.git)?/?"
 )
@@ -299,7 +301,7 @@ def render(source: Path, work: Path, log: Path) -> Path:
 def check_pages(
     html: Path, pages: list[str], figures: dict[str, int], private: Iterable[Path] = ()
 ) -> list[str]:
-    """Problems of the built pages, one line each: missing page, error output, missing figure, private path.
+    """Problems of built pages, a line each: missing page or figure, error, picture as text, private path.
 
     Parameters
     ----------
@@ -325,6 +327,8 @@ def check_pages(
             continue
         if article.select(".output.traceback"):
             problems.append(f"{page}: shows an error output")
+        if PNG_IN_TEXT in article.get_text():
+            problems.append(f"{page}: shows a picture as text")
         sources = [image["src"] for image in article.select("img") if "://" not in image["src"]]
         sources = [source for source in sources if not source.startswith("data:")]
         problems += [

@@ -164,6 +164,7 @@ PAGE = "<html><body><article><h1>Hi</h1>{}</article></body></html>"
         ("", 1, "p: shows 0 figures, its run made 1"),
         ('<img src="no.png">', 0, "p: image no.png is missing"),
         ('<div class="output traceback"></div>', 0, "p: shows an error output"),
+        ("<td>iVBORw0KGgoAAAANSUhEUgAA...</td>", 0, "p: shows a picture as text"),
         ("<p>/home/me/book</p>", 0, "p: names a folder of this machine"),
     ],
 )

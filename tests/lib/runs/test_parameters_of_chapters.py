@@ -318,6 +318,7 @@ def test_every_number_and_choice_says_what_it_may_be(chapter):
             assert shown[name]["help"].startswith(f"{parameter.domain}: ")
             if name != "scale":
                 assert f"<code>{parameter.kind}</code>" in table.replace("&#x27;", "'")
+    assert all(f'data-column="{scale}"' in table for scale in chapter_scales(chapter))
     assert declared["scale"].domain == f"in {{{', '.join(chapter_scales(chapter))}}}"
     for name, known in choices.items():
         assert declared[name].domain == f"in {{{', '.join(known)}}}"
