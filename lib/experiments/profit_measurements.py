@@ -25,10 +25,10 @@ from lib.inspection import evaluating
 from lib.models.vision.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3Large
 from lib.models.vision.mobilenet_authors import QuantizedMobileNetV2, QuantizedMobileNetV3Large
 from lib.quantization.convert import quantize, quantized_layers
-from lib.quantization.duq import HSWISH_MINIMUM, DuQ, DuQConv2d, convolve
-from lib.quantization.freezing import freezing_rounds
+from lib.quantization.duq import HSWISH_MINIMUM, DuQ, convolve
 from lib.quantization.hswish import grid_quality, hswish_outputs
 from lib.quantization.instability import convolution_kind, thirds_ratio
+from lib.streams import stream_seed
 
 AUTHORS = {"v2": QuantizedMobileNetV2, "v3": QuantizedMobileNetV3Large}
 PUBLISHED = {"v1": MobileNetV1, "v2": MobileNetV2, "v3-Large": MobileNetV3Large}
@@ -65,19 +65,6 @@ def count_quantised_layers() -> dict[str, int]:
     return counts
 
 
-def count_thirds_and_levels() -> dict[str, int]:
-    """Convolutions that are frozen in each round, and levels of a DuQ weight at 4, 3 and 2 bits."""
-    levels = {bits: len(DuQ(bits, grid="weight").levels()) for bits in (4, 3, 2)}
-    counts = {f"levels of a weight at {bits} bits": count for bits, count in levels.items()}
-    for version, make in AUTHORS.items():
-        network = undrawn(make)
-        convolutions = [name for name, m in quantized_layers(network) if isinstance(m, DuQConv2d)]
-        _, second, third = freezing_rounds(dict.fromkeys(convolutions, 1.0))
-        counts[f"{version}, frozen in the second round"] = len(second)
-        counts[f"{version}, frozen in the third round"] = len(third)
-    return counts
-
-
 def network_sizes() -> pd.DataFrame:
     """Sizes of the published networks on one image of 224 × 224 pixels.
 
@@ -111,9 +98,17 @@ def by_name(table: pd.DataFrame) -> dict[str, float]:
 
 
 def crops(
-    photographs: Mapping[str, Image], network: nn.Module, *, size: int, steps: int, seed: int
+    photographs: Mapping[str, Image],
+    network: nn.Module,
+    *,
+    size: int,
+    steps: int,
+    seed: int,
+    stream: str = "",
 ) -> list[dict[str, Tensor]]:
     """A batch of random crops per step, labelled by what the network itself sees in them.
+
+    Those of another seed or another name of the stream are unrelated.
 
     Returns
     -------
@@ -121,7 +116,8 @@ def crops(
         ``images`` (`CROPS`, 3, size, size) and ``labels`` (`CROPS`,): of as many photographs, drawn in each
         step where there are more; where there are fewer, in turn.
     """
-    crop, random = Preprocessing(resize=size, crop=size), np.random.default_rng(seed)
+    crop = Preprocessing(resize=size, crop=size)
+    random = np.random.default_rng(stream_seed(seed, "crops", stream))
     names = list(photographs)
     batches = []
     for _ in range(steps):
@@ -180,19 +176,17 @@ def log_medians(aiwq: pd.DataFrame) -> dict[str, list[float]]:
     return {f"{b}-bit weights": np.log10(aiwq[b].median()).tolist() for b in bits}
 
 
-def thirds_ratios(aiwq: pd.DataFrame) -> list[float]:
-    """How much more unstable the first third of layers is than the last, sorted by the next seed's values.
+def thirds_ratios(aiwq: pd.DataFrame, ranking: pd.DataFrame) -> list[float]:
+    """How much more unstable the first third of layers is than the last, sorted by another measurement.
 
     Parameters
     ----------
-    aiwq
-        A row per layer, a column per seed. With one seed, it is sorted by its own values.
+    aiwq, ranking
+        A row per layer, a column per seed, in the same order: what is compared, and what sorts the layers.
     """
-    seeds = list(aiwq)
-    others = [*seeds[1:], seeds[0]]
     return [
-        thirds_ratio(aiwq[seed].to_dict(), aiwq[other].to_dict())
-        for seed, other in zip(seeds, others, strict=True)
+        thirds_ratio(aiwq[seed].to_dict(), ranking[other].to_dict())
+        for seed, other in zip(aiwq, ranking, strict=True)
     ]
 
 
@@ -237,6 +231,26 @@ def layers_quality(
         for seed, outputs in layers.items()
     }
     return pd.DataFrame(means).T.rename_axis(["bits", "seed"])
+
+
+def overtaken(quality: pd.DataFrame) -> float:
+    """Spread from which on the grid from 0 is better than the one from −3/8; NaN where it nowhere is.
+
+    Between two rows of `normal_quality` the lead is taken to change evenly.
+    """
+    lead = quality["from −3/8"] - quality["from 0"]
+    places = [k for k in range(1, len(lead)) if lead.iloc[k] <= 0 < lead.iloc[k - 1]]
+    if not places:
+        return float("nan")
+    before, behind = (lead.iloc[k] for k in (places[0] - 1, places[0]))
+    low, high = (lead.index[k] for k in (places[0] - 1, places[0]))
+    return float(low + (high - low) * before / (before - behind))
+
+
+def mean_spread(networks: Mapping[int, nn.Module], images: Mapping[int, Tensor]) -> float:
+    """Standard deviation of what goes into the h-swish layers, mean over layers and networks (by seed)."""
+    inputs = [x for seed, network in networks.items() for x in hswish_outputs(network, images[seed], "input")]
+    return float(np.mean([float(x.std()) for x in inputs]))
 
 
 def padding_errors() -> dict[str, float]:

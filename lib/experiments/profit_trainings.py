@@ -29,6 +29,7 @@ from lib.quantization.convert import Kind, quantize
 from lib.quantization.dorefa import DoReFaWeight
 from lib.quantization.duq import DuQ
 from lib.quantization.lsq import LSQ
+from lib.quantization.moments import reestimate_norms
 from lib.quantization.pact import PACT
 from lib.quantization.qil import QIL
 from lib.quantization.quantizer import Quantizer
@@ -43,6 +44,8 @@ SOURCES: dict[str, DataSet | ImageFolders] = {
     "fashion-mnist": FASHION_MNIST,
     "imagenet": IMAGENET_2012,
 }
+#: On which norms are counted anew.
+NORM_BATCHES = 20
 
 
 # --- settings and pictures ---------------------------------------------------------------------------------
@@ -255,6 +258,13 @@ class Trainings:
             self.example(seed),
             weights=lambda layer: of_weight(weights),
             activations=lambda kind: of_input(activations, kind),
+        )
+
+    def with_norms_of_today(self, network: nn.Module, seed: int) -> nn.Module:
+        """A copy whose norms' statistics are counted anew, on `NORM_BATCHES` batches of training pictures."""
+        batch_at = self.batches(seed, "norms")
+        return reestimate_norms(
+            network, (batch_at(step)["images"].to(self.device) for step in range(NORM_BATCHES))
         )
 
     def top1(self, network: nn.Module) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -38,9 +40,11 @@ def grid_quality(h: Tensor, bits: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def hswish_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Output of each `nn.Hardswish`, flat, on the CPU, in the order of the pass, in evaluation mode."""
+def hswish_outputs(
+    network: nn.Module, images: Tensor, side: Literal["input", "output"] = "output"
+) -> list[Tensor]:
+    """What each `nn.Hardswish` gives or takes, flat, on the CPU, in order of the pass, in evaluation mode."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Hardswish)]
-    with evaluating(network), captured(network, names, "output") as outputs:
+    with evaluating(network), captured(network, names, side) as seen:
         network(images)
-    return [output.flatten().cpu() for output in outputs.values()]
+    return [values.flatten().cpu() for values in seen.values()]

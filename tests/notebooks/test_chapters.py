@@ -31,9 +31,6 @@ PARTS = [
     "What differs from the paper",
     "How this page was made",
 ]
-# Chapters in the order from before findings came first.
-CLAIMS_FIRST = [PARTS[2], PARTS[1], *PARTS[3:]]
-STILL_CLAIMS_FIRST = ("profit",)
 CELLS = range(15, 51)
 LINES = 25
 SMOKE_SECONDS = 20  # of one core of a current server that has no neighbours
@@ -71,7 +68,7 @@ def test_there_are_chapters():
 @every_chapter
 def test_the_parts_are_there_in_order(chapter):
     headings = re.findall(r"^## (.+)$", text(chapter), re.MULTILINE)
-    assert headings == (CLAIMS_FIRST if chapter in STILL_CLAIMS_FIRST else PARTS)
+    assert headings == PARTS
     assert (
         len(
             re.findall(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lib.experiments.profit import Recipe
-from lib.experiments.profit_map import Descent, freezing_scores, frozen_layers, places, prepared
+from lib.experiments.profit_freezing import ARMS, Descent, freezing_scores, frozen_layers, prepared
 from lib.experiments.profit_trainings import (
     QUANTISERS,
     Trainings,
@@ -62,24 +62,22 @@ def weights(network: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_scale_is_the_authors_recipe():
     assert EPOCH == 5004
     recipe = {"batch_size": 256, "learning_rate": 0.005, "v3_momentum": 0.01, "clip_norm": 0.0}
-    recipe |= {"path": [8, 5], "widths": [1.0], "repeats": 4, "teacher": "self", "ema_rate": 0.0003}
-    recipe |= {"map_bits": [4], "map_rounds": [15 * EPOCH], "sample_steps": 5 * EPOCH}
+    recipe |= {"path": [8, 5], "width": 1.0, "repeats": 4, "teacher": "self", "ema_rate": 0.0003}
+    recipe |= {"weight_bits": [4, 3], "round_steps": 15 * EPOCH, "sample_steps": 5 * EPOCH}
     recipe |= {"stabilise_steps": 5 * EPOCH, "fp_steps": [15 * EPOCH, 90 * EPOCH]}
     assert {name: ASKED[name] for name in recipe} == recipe
-    (place,) = places(ASKED["map_bits"], ASKED["widths"], ASKED["map_rounds"], [0])
-    assert (place.bits, place.rounds, len(place.arms)) == (4, (15 * EPOCH,), 3)
+    assert ASKED["reduction"] == 32
 
 
 def test_mobilenet_v2_down_to_four_bits(images, folder, tmp_path):
     made = trainings(images, tmp_path)
-    start = starting_weights("imagenet", folder, classes=made.classes, width=ASKED["widths"][0], repeats=4)
+    start = starting_weights("imagenet", folder, classes=made.classes, width=ASKED["width"], repeats=4)
     full = made.full_precision(MobileNetV2, 0, 2, repeats=4, start=start, width=1.0, last_channels=1280)
     assert sum(p.numel() for p in full.parameters()) == 3_504_872
     assert full.classifier[1].out_features == 1000
-    steps = {"path_steps": 2, "stabilise_steps": 2, "sample_steps": 4}
+    steps = {"round_steps": 2, "stabilise_steps": 2, "sample_steps": 4}
     descent = Descent(path=ASKED["path"], ema_rate=ASKED["ema_rate"], **steps)
-    (place,) = places(ASKED["map_bits"], ASKED["widths"], [2], [0])
-    ready = prepared(made, full, place, descent, teacher=full)
+    ready = prepared(made, full, descent, bits=ASKED["weight_bits"][0], seed=0, teacher=full)
     assert len(ready.instability) == 52
     assert all(np.isfinite(value) and value > 0 for value in ready.instability.values())
     assert {layer.weight_quantizer.bits for _, layer in quantized_layers(ready.network)} == {4}
@@ -87,14 +85,12 @@ def test_mobilenet_v2_down_to_four_bits(images, folder, tmp_path):
     before = weights(ready.network)
     rounds = frozen_layers("PROFIT", ready.instability)
     assert [len(names) for names in rounds] == [0, 17, 34]
-    rows = freezing_scores(made, ready, place, descent)
-    assert [row["arm"] for row in rows] == list(place.arms)
+    rows = freezing_scores(made, ready, descent)
+    assert [row["arm"] for row in rows] == list(ARMS)
     for name, value in weights(ready.network).items():  # arms train copies
         assert torch.equal(value, before[name]), name
-    state = torch.load(tmp_path / "PROFIT, 4 bits, width 1.0, 2 steps, seed 0, round 3.pt", weights_only=True)
-    shared = torch.load(
-        tmp_path / "shared round, 4 bits, width 1.0, 2 steps, seed 0, round 1.pt", weights_only=True
-    )
+    state = torch.load(tmp_path / "PROFIT, 4 bits, seed 0, round 3.pt", weights_only=True)
+    shared = torch.load(tmp_path / "shared round, 4 bits, seed 0, round 1.pt", weights_only=True)
     trained, average = state["state"]["model"], state["state"]["average"]
     still = {
         name
@@ -110,7 +106,7 @@ def test_mobilenet_v2_down_to_four_bits(images, folder, tmp_path):
 def test_mobilenet_v3_with_each_quantiser(images, tmp_path):
     # Norms over two pictures blow gradients up, so that here they are clipped.
     made = trainings(images, tmp_path, clip_norm=1.0)
-    sizes = {"repeats": ASKED["repeats"], "width": ASKED["widths"][0], "norm_momentum": ASKED["v3_momentum"]}
+    sizes = {"repeats": ASKED["repeats"], "width": ASKED["width"], "norm_momentum": ASKED["v3_momentum"]}
     network = made.full_precision(MobileNetV3Large, 0, 2, **sizes)
     assert sum(p.numel() for p in network.parameters()) == 5_483_032
     scores = quantiser_scores(made, {0: network}, bits=3, stabilise_steps=0, steps=2)

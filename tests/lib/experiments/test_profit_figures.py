@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.experiments.profit_figures import hswish_figure, instability_figure, map_figure, staircase_figure
+from lib.experiments.profit_figures import hswish_figure, instability_figure, staircase_figure
 
 
 @pytest.fixture(autouse=True)
@@ -58,25 +58,3 @@ def test_quality_of_grids():
     heights = [container.lines[0].get_ydata()[0] for container in right.containers]
     assert heights == pytest.approx([12, 2])
     assert [label.get_text() for label in right.get_xticklabels()] == ["from 0", "symmetric"]
-
-
-def test_the_map_draws_paired_differences():
-    rows = [
-        {"bits": bits, "width": width, "steps": 10, "arm": arm, "seed": seed, "top-1": base + seed}
-        for bits in (2, 3)
-        for width, arm, base in [
-            (0.25, "PROFIT", 50.0 + bits),
-            (0.25, "no freezing", 50.0),
-            (0.25, "most stable first", 49.0),
-            (0.1, "PROFIT", 30.0),
-            (0.1, "no freezing", 31.0),
-        ]
-        for seed in (0, 1, 2)
-    ]
-    figure = map_figure(pd.DataFrame(rows))
-    assert [axis.get_title() for axis in figure.axes] == ["weights in 2 bits", "weights in 3 bits"]
-    for axis, gain in zip(figure.axes, (2, 3), strict=True):
-        means = [float(container.lines[0].get_ydata()[0]) for container in axis.containers]
-        assert means == pytest.approx([gain, -1, -1])  # PROFIT at both widths, the control at the first
-        labels = [label.get_text() for label in axis.get_xticklabels()]
-        assert labels == ["10 steps\nwidth 0.25", "10 steps\nwidth 0.1"]

@@ -13,14 +13,15 @@ from lib.experiments.profit import Recipe, sample
 from lib.experiments.profit_measurements import (
     by_name,
     count_quantised_layers,
-    count_thirds_and_levels,
     crops,
     instability_by_layer,
     layers_quality,
     log_medians,
+    mean_spread,
     medians_by_kind,
     network_sizes,
     normal_quality,
+    overtaken,
     padding_errors,
     thirds_ratios,
 )
@@ -31,13 +32,10 @@ from lib.quantization import hswish
 from lib.quantization.convert import quantize, quantized_layers
 from lib.quantization.duq import DuQ
 
-COUNTS = {"C8": count_quantised_layers, "E3": count_thirds_and_levels}
 
-
-@pytest.mark.parametrize("claim", COUNTS)
-def test_every_count_that_the_ledger_asks_for(claim):
-    numbers = {number.name: number.value for number in load_ledger("profit")[claim].paper}
-    assert COUNTS[claim]() == numbers
+def test_every_count_that_the_ledger_asks_for():
+    numbers = {number.name: number.value for number in load_ledger("profit")["C8"].paper}
+    assert count_quantised_layers() == numbers
 
 
 def test_sizes_of_the_published_networks():
@@ -75,6 +73,8 @@ def test_crops_are_labelled_by_the_network_in_evaluation_mode():
     again, other = (crops(photographs(), network, size=32, steps=3, seed=seed) for seed in (1, 2))
     assert torch.equal(again[2]["images"], batches[2]["images"])
     assert not torch.equal(other[2]["images"], batches[2]["images"])
+    to_sort_by = crops(photographs(), network, size=32, steps=3, seed=1, stream="to sort by")
+    assert not torch.equal(to_sort_by[2]["images"], batches[2]["images"])
 
 
 def test_instability_of_every_convolution_for_bits_and_seeds(tmp_path):
@@ -122,10 +122,11 @@ def test_medians_over_layers():
     assert logs["3-bit weights"] == pytest.approx([-3, -2])  # one layer far above the rest decides nothing
 
 
-def test_thirds_are_sorted_by_another_seed():
-    """Sorted by the other seed, whose order is the opposite, the most unstable third is the least one."""
-    assert thirds_ratios(AIWQ[2]) == pytest.approx([0.3 / 6, 0.3 / 6])
-    assert thirds_ratios(AIWQ[2][[0]]) == pytest.approx([6 / 0.3])  # one seed: by its own values
+def test_thirds_are_sorted_by_another_measurement():
+    """Sorted by an order that is the opposite, the most unstable third is the least one."""
+    opposite = AIWQ[2][[1, 0]].rename(columns=str)
+    assert thirds_ratios(AIWQ[2], opposite) == pytest.approx([0.3 / 6, 0.3 / 6])
+    assert thirds_ratios(AIWQ[2][[0]], AIWQ[2][[0]]) == pytest.approx([6 / 0.3])
 
 
 def test_medians_by_kind_of_convolution():
@@ -149,6 +150,24 @@ def test_quality_of_grids_by_spread_and_by_layer(monkeypatch):
     layers = hswish.hswish_outputs(networks[2], images[2])
     by_hand = np.mean([hswish.grid_quality(h, 4)["symmetric"] for h in layers])
     assert quality.loc[(4, 2), "symmetric"] == pytest.approx(by_hand)
+
+
+def test_where_one_grid_overtakes_another():
+    quality = pd.DataFrame(
+        {"from 0": [9.0, 16.0, 22.0], "from −3/8": [19.0, 18.0, 20.0]}, index=[1.0, 2.0, 4.0]
+    )
+    assert overtaken(quality) == pytest.approx(3)
+    assert np.isnan(overtaken(quality.iloc[:2]))
+    assert 3 < overtaken(normal_quality((1.0, 2.0, 3.0, 4.0, 6.0), 4)) < 4
+
+
+def test_spread_of_what_goes_into_h_swish():
+    network = nn.Sequential(nn.Flatten(), nn.Hardswish(), nn.Linear(4, 4, bias=False), nn.Hardswish())
+    images = torch.randn(50, 1, 2, 2)
+    with torch.no_grad():
+        behind = network[:3](images)
+    spreads = [images.std().item(), behind.std().item()]
+    assert mean_spread({0: network, 1: network}, {0: images, 1: images}) == pytest.approx(np.mean(spreads))
 
 
 def test_padding_with_the_lowest_level_leaves_a_constant_and_zeros_do_not():

@@ -9,6 +9,7 @@ from torch import nn
 from lib.experiments import profit_trainings
 from lib.experiments.profit import Recipe, train_stage
 from lib.experiments.profit_trainings import (
+    NORM_BATCHES,
     QUANTISERS,
     SOURCES,
     augmentation,
@@ -164,6 +165,19 @@ def test_scores_of_quantisers_have_a_row_per_arm_and_seed(tmp_path, profit_train
     names = {path.stem for path in tmp_path.iterdir()}
     assert {f"LSQ, {stage}, 3 bits, seed 4" for stage in ("stabilise", "train_stage")} <= names
     assert len(names) == 2 + 2 * 2 * len(QUANTISERS)
+
+
+def test_norms_of_today_are_those_of_training_pictures(profit_trainings, small_mobilenet):
+    made = profit_trainings()
+    network = small_mobilenet(made).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    settled = made.with_norms_of_today(network, 3)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    pictures = torch.cat([made.batches(3, "norms")(step)["images"] for step in range(NORM_BATCHES)])
+    with torch.no_grad():
+        stem = network.features[0][0](pictures)
+    torch.testing.assert_close(settled.features[0][1].running_mean, stem.mean((0, 2, 3)))
+    assert settled.features[0][1].num_batches_tracked == NORM_BATCHES
 
 
 def test_top_1_is_the_share_of_right_first_guesses(profit_trainings):

@@ -33,3 +33,5 @@ def test_outputs_of_the_layers():
     with torch.no_grad():  # the first is the stem's, in evaluation mode
         stem = network.eval().features[0](images)
     assert torch.equal(outputs[0], stem.flatten())
+    inputs = hswish_outputs(network, images, "input")
+    assert all(torch.allclose(F.hardswish(x), h) for x, h in zip(inputs, outputs, strict=True))
