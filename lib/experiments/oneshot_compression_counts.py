@@ -154,6 +154,47 @@ def googlenet_numbers(table: pd.DataFrame, printed: Mapping[str, float]) -> dict
     }
 
 
+def googlenet_readings(table: pd.DataFrame, *, weights_ratio: float, flops_ratio: float) -> pd.DataFrame:
+    """Which kernels of GoogLeNet, compressed, could give both printed ratios.
+
+    In a layer of stride 1 a Tucker-2 computes as many times less as it has fewer weights, since its three parts
+    see one grid. What the FLOPs allow to be kept is therefore kept at most where the maps are smallest.
+
+    Parameters
+    ----------
+    table
+        Of the original (`operation_tables`).
+    weights_ratio, flops_ratio
+        Original over compressed; the classifier counts in neither of the weights.
+
+    Returns
+    -------
+    DataFrame
+        A row for each set of ``compressed`` kernels, in millions: ``FLOPs of the rest``, ``FLOPs in all``
+        that the ratio leaves, ``weights kept at most`` under these, and ``weights to be kept`` by the other
+        ratio. The first must not exceed the second, nor the fourth the third.
+    """
+    modules = table["layer"].str.contains(r"branch3\.conv\.")
+    sets = {"3 × 3 in the modules": modules}
+    sets["and conv2"] = modules | (table["layer"] == "stem.conv2.conv")
+    sets["and conv1"] = sets["and conv2"] | (table["layer"] == "stem.conv1.conv")
+    all_of_it = in_millions(table)
+    headless = all_of_it["weights"] - table["weights"].iloc[-1] / 1e6
+    allowed = all_of_it["FLOPs"] / flops_ratio
+    rows = []
+    for compressed, chosen in sets.items():
+        kernels = table[chosen]
+        rest = all_of_it["FLOPs"] - kernels["macs"].sum() / 1e6
+        smallest_maps_first = kernels.assign(places=kernels["macs"] / kernels["weights"]).sort_values("places")
+        spent = np.cumsum([0.0, *smallest_maps_first["macs"]])
+        kept = np.cumsum([0.0, *smallest_maps_first["weights"]])
+        most = np.interp((allowed - rest) * 1e6, spent, kept) / 1e6
+        to_keep = kernels["weights"].sum() / 1e6 - headless * (1 - 1 / weights_ratio)
+        rows.append((compressed, rest, allowed, most, to_keep))
+    columns = ["compressed", "FLOPs of the rest", "FLOPs in all", "weights kept at most", "weights to be kept"]
+    return pd.DataFrame(rows, columns=columns).set_index("compressed")
+
+
 def printed_quotients(
     sizes: Mapping[str, Mapping[str, float]], measured: Mapping[str, float]
 ) -> dict[str, float]:
