@@ -60,6 +60,8 @@ class Setting:
         Of the small network's convolutions; the last two or more share a stage.
     hidden : int
         Units of the small network's hidden layer.
+    batch_norm : bool
+        Whether the small network's convolutions are normalised; those of the paper's networks are not.
     initial_std : float
         Of the Gaussian initial weights of the original and of the narrow network.
     batch_size, steps, learning_rate, weight_decay
@@ -87,6 +89,7 @@ class Setting:
     weight_decay: float
     finetune_steps: int
     finetune_learning_rate: float
+    batch_norm: bool = True
     device: str = "cpu"
     classes: int | None = None
 
@@ -106,7 +109,8 @@ class Setting:
             return published[self.network](**options)
         stages = (self.channels[:1], self.channels[1:2], self.channels[2:])
         shape = {"channels": 3 if self.dataset == "imagenet" else 1, "input_size": 28}
-        return VGG(stages=stages, hidden=(self.hidden,), dropout=0.0, batch_norm=True, **shape, **options)
+        shape |= {"stages": stages, "hidden": (self.hidden,), "batch_norm": self.batch_norm}
+        return VGG(dropout=0.0, **shape, **options)
 
     @property
     def outputs(self) -> int:

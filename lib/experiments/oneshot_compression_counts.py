@@ -154,11 +154,34 @@ def googlenet_numbers(table: pd.DataFrame, printed: Mapping[str, float]) -> dict
     }
 
 
+def vgg16_numbers(
+    original: pd.DataFrame, compressed: pd.DataFrame, printed: Mapping[str, float]
+) -> dict[str, float]:
+    """VGG-16's ratios, and what is left of its convolutions: by our count, and by the printed ratio.
+
+    Parameters
+    ----------
+    original, compressed
+        Tables of operations (`operation_tables`); fully connected layers are the same in both.
+    printed
+        ``weights, original over compressed``.
+    """
+    before, after = in_millions(original), in_millions(compressed)
+    kept = original.loc[original["kind"] == "linear", "weights"].sum() / 1e6
+    ratio = "weights, original over compressed"
+    return {
+        ratio: before["weights"] / after["weights"],
+        "FLOPs, original over compressed": before["FLOPs"] / after["FLOPs"],
+        "weights of the convolutions": after["weights"] - kept,
+        "weights of the convolutions, by the ratio": before["weights"] / printed[ratio] - kept,
+    }
+
+
 def googlenet_readings(table: pd.DataFrame, *, weights_ratio: float, flops_ratio: float) -> pd.DataFrame:
     """Which kernels of GoogLeNet, compressed, could give both printed ratios.
 
-    In a layer of stride 1 a Tucker-2 computes as many times less as it has fewer weights, since its three parts
-    see one grid. What the FLOPs allow to be kept is therefore kept at most where the maps are smallest.
+    In a layer of stride 1 a Tucker-2 computes as many times less as it has fewer weights, since its three
+    parts see one grid. So the most weights stay under given FLOPs where the maps are smallest.
 
     Parameters
     ----------
@@ -185,13 +208,21 @@ def googlenet_readings(table: pd.DataFrame, *, weights_ratio: float, flops_ratio
     for compressed, chosen in sets.items():
         kernels = table[chosen]
         rest = all_of_it["FLOPs"] - kernels["macs"].sum() / 1e6
-        smallest_maps_first = kernels.assign(places=kernels["macs"] / kernels["weights"]).sort_values("places")
+        smallest_maps_first = kernels.assign(places=kernels["macs"] / kernels["weights"]).sort_values(
+            "places"
+        )
         spent = np.cumsum([0.0, *smallest_maps_first["macs"]])
         kept = np.cumsum([0.0, *smallest_maps_first["weights"]])
         most = np.interp((allowed - rest) * 1e6, spent, kept) / 1e6
         to_keep = kernels["weights"].sum() / 1e6 - headless * (1 - 1 / weights_ratio)
         rows.append((compressed, rest, allowed, most, to_keep))
-    columns = ["compressed", "FLOPs of the rest", "FLOPs in all", "weights kept at most", "weights to be kept"]
+    columns = [
+        "compressed",
+        "FLOPs of the rest",
+        "FLOPs in all",
+        "weights kept at most",
+        "weights to be kept",
+    ]
     return pd.DataFrame(rows, columns=columns).set_index("compressed")
 
 

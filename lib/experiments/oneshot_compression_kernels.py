@@ -43,7 +43,7 @@ def spectra_figure(matrices: Mapping[str, np.ndarray | Tensor]) -> Figure:
 
     The edge, σ (√L + √M), is where the largest singular value of noise of the estimated variance gathers.
     """
-    figure, axes = plt.subplots(1, len(matrices), figsize=(10, 3.6))
+    figure, axes = plt.subplots(len(matrices), 1, figsize=(6.2, 0.6 + 2.7 * len(matrices)))
     for axis, (title, matrix) in zip(axes, matrices.items(), strict=True):
         found = evbmf(matrix)
         edge = np.sqrt(found.noise_variance) * sum(np.sqrt(matrix.shape))

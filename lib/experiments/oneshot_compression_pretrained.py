@@ -31,6 +31,7 @@ KERNELS = {"D × D": False, "1 × 1 too": True}
 EVBMF = "EVBMF"
 COMPUTED, STORED = "multiply–accumulates (%)", "weights (%)"
 AGREEMENT, LOGITS = "same first class (%)", "relative error of the logits"
+MEASURED = [COMPUTED, STORED, AGREEMENT]
 
 
 def crops(

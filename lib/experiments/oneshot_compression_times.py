@@ -22,6 +22,11 @@ from lib.training.loop import seeded
 
 BLOCKS = 6
 WHOLE, WEIGHTED = "whole network", "all weighted layers"
+GROUPS = {
+    WEIGHTED: (*CONVOLUTIONS, *FULLY_CONNECTED),
+    "convolutions": CONVOLUTIONS,
+    "fully connected layers": FULLY_CONNECTED,
+}
 
 
 def with_random_weights(network: nn.Module) -> nn.Module:
@@ -82,14 +87,24 @@ def speed_ups(time: pd.DataFrame) -> pd.DataFrame:
         Columns ``conv1`` … ``fc8``, ``whole network``, ``all weighted layers``, ``convolutions`` and
         ``fully connected layers``; a group's is that of its summed times.
     """
-    layers = [*CONVOLUTIONS, *FULLY_CONNECTED]
-    speed = {layer: time[layer] / time[f"{layer}*"] for layer in layers}
+    speed = {layer: time[layer] / time[f"{layer}*"] for layer in GROUPS[WEIGHTED]}
     speed[WHOLE] = time["AlexNet"] / time["AlexNet*"]
-    groups = {WEIGHTED: layers, "convolutions": CONVOLUTIONS, "fully connected layers": FULLY_CONNECTED}
-    for name, group in groups.items():
+    for name, group in GROUPS.items():
         stars = [f"{layer}*" for layer in group]
         speed[name] = time[list(group)].sum(axis=1) / time[stars].sum(axis=1)
     return pd.DataFrame(speed)
+
+
+def reductions(by_layer: pd.DataFrame) -> pd.Series:
+    """Multiply–accumulates of the original over those of the compressed layers, summed over each of `GROUPS`.
+
+    Parameters
+    ----------
+    by_layer
+        From `lib.experiments.oneshot_compression_counts.layers_before_and_after`.
+    """
+    sums = {name: by_layer.loc[list(group), ["macs", "macs*"]].sum() for name, group in GROUPS.items()}
+    return pd.Series({name: total["macs"] / total["macs*"] for name, total in sums.items()})
 
 
 def inner_parts(parts: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +142,7 @@ def shares_of_parts(time: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def latency_figure(speed: pd.DataFrame, fewer: Mapping[str, float], share: pd.DataFrame) -> Figure:
-    """Left: reduction in operations and speed-up of each layer; right: shares of the parts.
+    """Above: reduction in operations and speed-up of each layer; below: shares of the parts.
 
     Parameters
     ----------
@@ -138,16 +153,16 @@ def latency_figure(speed: pd.DataFrame, fewer: Mapping[str, float], share: pd.Da
     share
         From `shares_of_parts`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), width_ratios=[1.4, 1])
+    figure, (above, below) = plt.subplots(2, 1, figsize=(6.2, 7.4), height_ratios=[1.4, 1])
     low, middle, high = speed.quantile([0.25, 0.5, 0.75]).to_numpy()
     places = range(speed.shape[1])
-    left.plot([fewer[name] for name in speed], places, "kD", fillstyle="none", label="multiply–accumulates")
-    left.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", capsize=3, label="time")
-    left.set_yticks(places, list(speed))
-    left.invert_yaxis()
-    left.set(xlabel="original / compressed", xlim=(0, None))
-    left.legend(fontsize="small")
-    share.plot.bar(ax=right, rot=0, color=["C0", "C1"], edgecolor="black")
-    right.legend(loc="upper center", ncols=2, fontsize="small")
-    right.set(xlabel="part of the chain", ylabel="share (%)", ylim=(0, 105))
+    above.plot([fewer[name] for name in speed], places, "kD", fillstyle="none", label="multiply–accumulates")
+    above.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", capsize=3, label="time")
+    above.set_yticks(places, list(speed))
+    above.invert_yaxis()
+    above.set(xlabel="original / compressed", xlim=(0, None))
+    above.legend(fontsize="small")
+    share.plot.bar(ax=below, rot=0, color=["C0", "C1"], edgecolor="black")
+    below.legend(loc="upper center", ncols=2, fontsize="small")
+    below.set(xlabel="part of the chain", ylabel="share (%)", ylim=(0, 105))
     return figure

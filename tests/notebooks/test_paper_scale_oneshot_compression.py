@@ -64,11 +64,11 @@ def test_the_scale_is_the_papers():
         "network": "alexnet",
         "dataset": "imagenet",
         "finetune_learning_rate": 0.001,
-        "batch_size": 256,
+        "batch_size": 128,
     }
     assert {name: asked[name] for name in setting} == setting
-    assert asked["steps"] == 90 * (1_281_167 // 256)
-    assert asked["finetune_steps"] == 15 * (1_281_167 // 256)
+    assert asked["steps"] == 90 * (1_281_167 // 128)
+    assert asked["finetune_steps"] == 15 * (1_281_167 // 128)
     assert asked["initial_std"] == 0.01
 
 

@@ -67,6 +67,12 @@ def test_the_network_asked_for_is_built():
     assert half.classifier[-1].in_features == 4
 
 
+def test_the_small_network_has_norms_or_none():
+    plain = dataclasses.replace(SETTING, batch_norm=False).build()
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (SETTING.build(), plain)]
+    assert norms == [4, 0]
+
+
 def test_imagenet_is_cropped_scored_and_flipped_as_it_should_be():
     setting = dataclasses.replace(SETTING, dataset="imagenet", network="alexnet")
     assert setting.source.preprocessing.crop == 227 and setting.topk == 5 and setting.augmentation == {}

@@ -4,9 +4,11 @@ from itertools import chain, combinations
 
 import pandas as pd
 import pytest
+from scipy.optimize import linprog
 
 from lib.experiments import oneshot_compression_counts as counts
 from lib.ledger.schema import load_ledger
+from lib.models.vision.googlenet import INCEPTIONS
 
 #: AlexNet's layers at its published definition: inputs, outputs and taps of each group, groups, places.
 SHAPES = {
@@ -45,7 +47,7 @@ def test_ranks_are_read_from_names():
 def test_the_ledgers_main_table_is_whole():
     """Twenty pairs of numbers, each original larger than what became of it."""
     pairs = []
-    for claims in (("C10a", "C10e", "C10g"), ("C11a", "C11b"), ("C12a", "C12b", "C12e"), ("C13a", "C13b")):
+    for claims in (("C10a", "C10e", "C10g"), ("C11a", "C11b"), ("C12a", "C12b", "C12e"), ("C13a", "C13c")):
         numbers = {name: value for claim in claims for name, value in printed(claim).items()}
         pairs += [(numbers[w], numbers[f"{w} of the compressed network"]) for w in ("weights", "FLOPs")]
     for claim in ("C3a", "C4"):
@@ -68,6 +70,16 @@ def test_layers_are_those_of_the_closed_form(counted):
     assert by_layer["weights ratio"]["conv2"] == pytest.approx(307_200 / 91_254)
     expand = parts.set_index(["layer", "part"]).loc[("conv1", "expand"), "macs"]
     assert expand == 26 * 96 * 55 * 55
+
+
+def test_no_layer_is_reduced_by_more_than_its_ranks_allow(counted):
+    """The paper's bound: operations and weights fall at most S·T/(R3·R4) times."""
+    _, _, by_layer = counted
+    for layer, ranks in counts.layer_ranks(printed("C9")).items():
+        inputs, outputs = SHAPES[layer][:2]
+        r3, r4 = ranks if isinstance(ranks, tuple) else (inputs, ranks)
+        for what in ("weights ratio", "macs ratio"):
+            assert 1 < by_layer.loc[layer, what] < inputs * outputs / (r3 * r4)
 
 
 def test_sums_in_millions(counted):
@@ -97,6 +109,38 @@ def test_googlenet_without_its_classifier():
     table = counts.operation_tables({"GoogLeNet": counts.published_networks()["GoogLeNet"]})["GoogLeNet"]
     found = counts.googlenet_numbers(table, {"weights": 6.9, "weights of the compressed network": 4.0})
     assert list(found.values()) == pytest.approx([6.9 / 4, (6.990272 - 1.024) / 4])
+
+
+def test_what_googlenets_ratios_leave_of_its_kernels():
+    """The most weights that the FLOPs allow, by a linear programme: a share of each kernel stays."""
+    table = counts.operation_tables({"GoogLeNet": counts.published_networks()["GoogLeNet"]})["GoogLeNet"]
+    found = counts.googlenet_readings(table, weights_ratio=1.28, flops_ratio=2.06)
+    assert found["FLOPs in all"].tolist() == pytest.approx([1585.899032 / 2.06] * 3)
+    by_name = table.set_index("layer")
+    modules = [f"inceptions.{name}.branch3.conv.conv" for name in INCEPTIONS]
+    sets = [modules, [*modules, "stem.conv2.conv"], [*modules, "stem.conv2.conv", "stem.conv1.conv"]]
+    for names, row in zip(sets, found.itertuples(index=False), strict=True):
+        rest, allowed, most, to_keep = row
+        weights, macs = (by_name.loc[names, what].to_numpy() / 1e6 for what in ("weights", "macs"))
+        assert rest == pytest.approx(1585.899032 - macs.sum())
+        assert to_keep == pytest.approx(weights.sum() - 5.966272 * (1 - 1 / 1.28))
+        best = linprog(-weights, A_ub=[macs], b_ub=[max(0, allowed - rest)], bounds=[(0, 1)] * len(names))
+        assert most == pytest.approx(-best.fun, abs=1e-6)
+    assert (found["weights kept at most"] >= found["weights to be kept"]).tolist() == [False, False, True]
+
+
+def test_vgg16s_convolutions_apart_from_what_stays():
+    columns = ["kind", "weights", "biases", "macs", "bias_adds", "operations", "weights_read", "use"]
+    matrix = ("linear", 8e6, 0, 8e6, 0, 0, 0, 0)
+    original = pd.DataFrame([("conv", 4e6, 0, 9e6, 1e6, 0, 0, 0), matrix], columns=columns)
+    compressed = pd.DataFrame([("conv", 1e6, 0, 2e6, 0, 0, 0, 0), matrix], columns=columns)
+    found = counts.vgg16_numbers(original, compressed, {"weights, original over compressed": 1.2})
+    assert found == {
+        "weights, original over compressed": pytest.approx(12 / 9),
+        "FLOPs, original over compressed": pytest.approx(1.8),
+        "weights of the convolutions": pytest.approx(1),
+        "weights of the convolutions, by the ratio": pytest.approx(2),
+    }
 
 
 def test_printed_quotients():

@@ -33,6 +33,16 @@ def test_speed_ups_are_ratios_of_sums(made_up):
     assert speed.loc[0, groups].tolist() == [2.5, 36 / 8, 15 / 5, 21 / 3]
 
 
+def test_reductions_are_ratios_of_sums():
+    by_layer = pd.DataFrame({"macs": range(10, 90, 10), "macs*": [1, 2, 3, 4, 5, 2, 2, 2]}, index=LAYERS)
+    found = times.reductions(by_layer).to_dict()
+    assert found == {
+        "all weighted layers": 360 / 21,
+        "convolutions": 150 / 15,
+        "fully connected layers": 210 / 6,
+    }
+
+
 def test_throughput_and_shares(made_up):
     time, parts = made_up
     rate = times.throughputs(time, parts)  # four layers: 4 million in 0.5 ms, 6 million in 0.5 ms
@@ -52,10 +62,10 @@ def test_the_figure_shows_every_column(made_up):
     time, parts = made_up
     speed = times.speed_ups(time)
     fewer = dict.fromkeys(speed, 3.0)
-    left, right = times.latency_figure(speed, fewer, times.shares_of_parts(time, parts)).axes
-    assert [label.get_text() for label in left.get_yticklabels()] == list(speed)
-    assert list(left.lines[0].get_xdata()) == [3.0] * len(fewer)
-    assert [bar.get_height() for bar in right.patches] == pytest.approx([10, 60, 30, 20, 50, 30])
+    above, below = times.latency_figure(speed, fewer, times.shares_of_parts(time, parts)).axes
+    assert [label.get_text() for label in above.get_yticklabels()] == list(speed)
+    assert list(above.lines[0].get_xdata()) == [3.0] * len(fewer)
+    assert [bar.get_height() for bar in below.patches] == pytest.approx([10, 60, 30, 20, 50, 30])
 
 
 def test_both_networks_all_layers_and_all_parts_are_timed():

@@ -119,6 +119,9 @@ REFUSED = {
         "sweeps": (-1,),
         "vgg_layers": (*COUNT, 14),
         "curve_points": COUNT,
+        "photographs": (*COUNT, 13),
+        "crops_each": COUNT,
+        "shares": ([], [0.0], [1.5], [0.5, 0.5]),
         "latency_rounds": COUNT,
     },
     "precision_highway": {
