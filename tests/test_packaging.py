@@ -94,9 +94,9 @@ def test_binder_has_the_versions_of_the_lock():
 def test_data_wheels_are_the_ones_that_the_loaders_read():
     lines = (ROOT / "requirements-data.txt").read_text().splitlines()
     pinned = {line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()}
-    from lib.data import drawings, movielens, openmoji, photographs, rating_feed, weights
+    from lib.data import drawings, movielens, openmoji, photographs, rating_feed, stereo, weights
 
-    modules = (drawings, movielens, photographs, rating_feed, weights)
+    modules = (drawings, movielens, photographs, rating_feed, stereo, weights)
     sets = [value for module in modules for value in vars(module).values()]
     parts = [part for value in sets if isinstance(value, DataSet) for part in value.sources]
     read = {part.requirement for part in parts if isinstance(part, PackageFile)}

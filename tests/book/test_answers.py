@@ -22,14 +22,13 @@ def test_an_answer_names_claims_and_types_no_verdict(chapter):
     )
 
 
-@pytest.mark.parametrize(
-    "chapter", [chapter for chapter, answer in ANSWERS.items() if "no better than" in answer]
-)
+@pytest.mark.parametrize("chapter", sorted(ANSWERS))
 def test_who_has_not_learned_is_a_matter_of_the_ledger(chapter):
     """An answer that says so names a claim with that floor; its badge shows whether it is still so."""
     ledger, answer = load_ledger(chapter), ANSWERS[chapter]
     floors = [ledger[name].floor for name in VERDICT_REFERENCE.findall(answer)]
-    assert [floor for floor in floors if floor and f"no better than a {floor.arm}" in answer]
+    backed = [floor for floor in floors if floor and f"no better than a {floor.arm}" in answer]
+    assert bool(backed) == ("no better than" in answer)
 
 
 @pytest.mark.parametrize("chapter", sorted(ANSWERS))
