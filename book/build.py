@@ -322,12 +322,13 @@ def check_pages(
             continue
         text = path.read_text(encoding="utf-8")
         article = BeautifulSoup(text, "html.parser").select_one("article")
-        if article is None or not article.get_text(strip=True):
+        shown = article.get_text() if article else ""
+        if not shown.strip():
             problems.append(f"{page}: the page is empty")
             continue
         if article.select(".output.traceback"):
             problems.append(f"{page}: shows an error output")
-        if PNG_IN_TEXT in article.get_text():
+        if PNG_IN_TEXT in shown:
             problems.append(f"{page}: shows a picture as text")
         sources = [image["src"] for image in article.select("img") if "://" not in image["src"]]
         sources = [source for source in sources if not source.startswith("data:")]
