@@ -274,7 +274,7 @@ def parameter_table(chapter: str, root: Path | None = None) -> Html:
     others = {scale: _scale_overrides(chapter, scale, declared, root) for scale in scales if scale != "book"}
     rows = [
         (
-            f"<code>{name}</code>",
+            f"<code>{name.replace('_', '_<wbr>')}</code>",  # may end a line there
             escape(parameter.help),
             f"<code>{escape(parameter.kind)}</code>",
             *(escape(str(others.get(scale, {}).get(name, parameter.default))) for scale in scales),
