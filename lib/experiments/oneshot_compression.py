@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from lib.models.authors import opened, read_state_dict, require_fit
 from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
 from lib.models.vision.vgg import VGG
 from lib.streams import stream_seed
-from lib.training.classifiers import ImageClassifier, accuracy
+from lib.training.classifiers import ImageClassifier, logits
 from lib.training.loop import Evaluation, fit, one_device, seeded, warmup_cosine
 
 Checkpoints = Callable[[str], Path | None]
@@ -156,7 +157,8 @@ def fitted(setting: Setting, images: Images, given: str = "") -> Setting:
     Raises
     ------
     ValueError
-        The network reads other pictures, there are fewer than a batch, or the file is no such network's.
+        The network reads other pictures, there are fewer than a batch or a single one to test with, or the
+        file is no such network's.
     """
     reads, shape = setting.image_shape, tuple(images["train"].tensor(slice(0, 1)).shape[1:])
     if reads != shape:
@@ -165,6 +167,8 @@ def fitted(setting: Setting, images: Images, given: str = "") -> Setting:
             f"network {setting.network} reads images of {wanted}, those of {setting.dataset} have {got}"
         )
     images["train"].batches(setting.batch_size, seed=0)  # refuses a batch of more than there are
+    if len(images["test"]) < 2:
+        raise ValueError(f"{setting.dataset} has 1 test picture: an interval over pictures takes at least 2")
     setting = replace(setting, classes=len(images["train"].classes))
     if given:
         with torch.device("meta"):
@@ -180,11 +184,20 @@ def size(network: nn.Module, setting: Setting) -> dict[str, int]:
     return {MACS: int(total["macs"]), WEIGHTS: int(total["weights"])}
 
 
-def score(network: nn.Module, images: Images, setting: Setting) -> float:
-    """Accuracy on the test set in percent, top-1 or top-5; the network is moved to the setting's device."""
+def answers(network: nn.Module, images: Images, setting: Setting) -> np.ndarray:
+    """100 for each test picture that is recognised, 0 for the others: their mean is the accuracy in percent.
+
+    Recognised: its label has one of the `Setting.topk` largest logits. The network is moved to the setting's
+    device.
+    """
     network.to(setting.device)
-    scores = accuracy(network, images["test"], topk=(setting.topk,), device=setting.device)
-    return scores[f"top-{setting.topk}"]
+    order = logits(network, images["test"], device=setting.device).topk(setting.topk, dim=1).indices
+    return 100.0 * (order == images["test"].labels[:, None]).any(dim=1).numpy()
+
+
+def score(network: nn.Module, images: Images, setting: Setting) -> float:
+    """Accuracy on the test set in percent, top-1 or top-5: the mean of `answers`."""
+    return float(answers(network, images, setting).mean())
 
 
 def train(
@@ -309,7 +322,7 @@ def run_seed(
     *,
     given: str = "",
     checkpoint: Checkpoints = lambda name: None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Train, compress, fine-tune and score all arms of one seed.
 
     Parameters
@@ -330,30 +343,37 @@ def run_seed(
         Accuracy while fine-tuning: ``accuracy``, ``arm``, ``seed``, ``epoch`` (0 before it), ``step``.
     layers : DataFrame
         Ranks and errors with every layer compressed, and ``seed``.
+    hits : DataFrame
+        `answers` of each arm: a column per test picture, indexed by ``arm`` and ``seed``.
     """
 
     def file(arm: str) -> Path | None:
         return checkpoint(f"{arm}, seed {seed}")
 
+    rows, curves, hits = [], [], {}
+
+    def scored(arm: str, network: nn.Module, **more: float) -> float:
+        hits[arm, seed] = answers(network, images, setting)
+        found = {"accuracy": float(hits[arm, seed].mean())} | more
+        rows.append({"arm": arm, "seed": seed} | size(network, setting) | found)
+        return found["accuracy"]
+
     original = trained_original(images, setting, seed, given=given, checkpoint=file(ORIGINAL))
     arms, report = compressed_arms(original, setting, seed)
-    whole = score(original, images, setting)
-    rows = [{"arm": ORIGINAL, "seed": seed} | size(original, setting) | {"accuracy": whole}]
-    curves = []
+    whole = scored(ORIGINAL, original)
     for arm, network in arms.items():
-        row = {"arm": arm, "seed": seed} | size(network, setting)
         if arm.endswith("fine-tuned"):
-            after = score(network, images, setting)
-            rows.append(row | {"arm": arm.replace("fine-tuned", "right after"), "accuracy": after})
+            after = scored(arm.replace("fine-tuned", "right after"), network)
             schedule = {"steps": setting.finetune_steps, "peak": setting.finetune_learning_rate}
             curve = train(network, images, setting, seed, arm, **schedule, checkpoint=file(arm))
             curves += [pd.DataFrame([{"accuracy": after, "arm": arm, "seed": seed, "epoch": 0.0}]), curve]
-            row[RECOVERED] = recovered(curve, before=whole, after=after)
+            scored(arm, network, **{RECOVERED: recovered(curve, before=whole, after=after)})
         else:
             schedule = {"steps": setting.steps + setting.finetune_steps, "peak": setting.learning_rate}
             train(network, images, setting, seed, arm, **schedule, checkpoint=file(arm))
-        rows.append(row | {"accuracy": score(network, images, setting)})
-    return pd.DataFrame(rows), pd.concat(curves), report.assign(seed=seed)
+            scored(arm, network)
+    by_picture = pd.DataFrame(hits).rename_axis(["arm", "seed"], axis=1).rename_axis("picture").T
+    return pd.DataFrame(rows), pd.concat(curves), report.assign(seed=seed), by_picture
 
 
 def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
@@ -375,17 +395,19 @@ def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
     return regained / max(1.0, before - after)
 
 
-def measured(results: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """What the ledger's rules ask for: values per seed by metric and arm, from the results of `run_seed`.
+def measured(results: pd.DataFrame, hits: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """What the ledger's rules ask for, by metric and arm, from the results and hits of `run_seed`, all seeds.
 
-    Without the share that was recovered in one epoch, where it was not one.
+    Accuracy and sizes are frames (seeds × pictures), sizes the same for every picture; the share that was
+    recovered in one epoch is a list per seed, and absent where it was not one.
     """
-    by_arm = dict(list(results.groupby("arm", sort=False)))
+    by_arm = dict(list(results.set_index("seed").groupby("arm", sort=False)))
+    one = pd.DataFrame(1, by_arm[ORIGINAL].index, hits.columns)
+    sizes = (MACS, WEIGHTS)
     values = {
-        metric: {arm: list(by_arm[arm][metric]) for arm in (ORIGINAL, COMPRESSED)}
-        for metric in (MACS, WEIGHTS)
+        what: {arm: one.mul(by_arm[arm][what], axis=0) for arm in (ORIGINAL, COMPRESSED)} for what in sizes
     }
-    values["accuracy"] = {arm: list(part["accuracy"]) for arm, part in by_arm.items()}
+    values["accuracy"] = {arm: hits.loc[arm] for arm in by_arm}
     if by_arm[COMPRESSED][RECOVERED].notna().all():
         values[RECOVERED] = {COMPRESSED: list(by_arm[COMPRESSED][RECOVERED])}
     return values
