@@ -15,13 +15,14 @@ def largest_within(
     cost: Callable[[nn.Module], float],
     budget: float,
     *,
-    low: float = 0.01,
+    low: float = 1e-4,
     high: float = 1.0,
     steps: int = 12,
 ) -> float:
     """The largest setting in ``[low, high]`` whose model costs at most ``budget``, by bisection.
 
-    For baselines of equal cost: the share of ranks, or the width, that spends what another model spends.
+    For baselines of equal cost: the share of ranks, or the width, that spends what another model spends. By
+    default ``low`` leaves every layer one channel or rank, as EVBMF does where it finds nothing but noise.
 
     Parameters
     ----------
@@ -50,8 +51,6 @@ def equal_cost_baselines(
     compressed: Compressed,
     build: Callable[..., nn.Module],
     cost: Callable[[nn.Module], float],
-    *,
-    low: float = 0.05,
     **options: object,
 ) -> dict[str, nn.Module]:
     """Networks that cost at most what a compressed one costs, to be trained beside it.
@@ -67,8 +66,6 @@ def equal_cost_baselines(
         meta device.
     cost
         From a network on the meta device to a number, as of multiply–accumulates.
-    low
-        The smallest share and width to be tried.
     options
         Of `compress`, as they were given for ``compressed``.
 
@@ -78,11 +75,6 @@ def equal_cost_baselines(
         ``uniform ranks``: the original decomposed with the same share of channels in every layer;
         ``narrow``: a network with fewer channels; ``structure``: the compressed network's layers. The last
         two have fresh weights. Share and width are the largest that the cost allows.
-
-    Raises
-    ------
-    ValueError
-        Even the smallest share or width costs more.
     """
 
     def on_meta(**width: float) -> nn.Module:
@@ -94,8 +86,8 @@ def equal_cost_baselines(
 
     budget = cost(compressed.model)
     maps = {name: shape for name, shape in (options.get("maps") or {}).items() if name in compressed.ranks}
-    share = largest_within(shared, cost, budget, low=low)
-    width = largest_within(lambda width: on_meta(width=width), cost, budget, low=low)
+    share = largest_within(shared, cost, budget)
+    width = largest_within(lambda width: on_meta(width=width), cost, budget)
     return {
         "uniform ranks": compress(original, share, **options).model,
         "narrow": build(width=width),

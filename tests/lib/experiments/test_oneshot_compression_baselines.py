@@ -56,8 +56,12 @@ def test_baselines_of_equal_cost():
     assert shapes[0] == shapes[1]
     core = "features.3.core.weight"
     assert not torch.equal(found["structure"].state_dict()[core], compressed.model.state_dict()[core])
-    with pytest.raises(ValueError, match="already costs"):
-        equal_cost_baselines(original, compress(original, 0.05, **how), build, cost, low=0.3, **how)
+    nothing = compress(
+        original, lambda unfolding: 0, **how
+    )  # an original that has not learned: one rank each
+    least = equal_cost_baselines(original, nothing, build, cost, **how)
+    assert all(cost(model) <= cost(nothing.model) for model in least.values())
+    assert cost(least["uniform ranks"]) == cost(nothing.model)
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "ranks"), [(64, 64, (32, 32)), (32, 128, (8, 48))])
