@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ from lib.quantization.lsq import LSQ
 from lib.quantization.moments import reestimate_norms
 from lib.quantization.pact import PACT
 from lib.quantization.qil import QIL
-from lib.quantization.quantizer import Quantizer
+from lib.quantization.quantizer import Grid, Quantizer
+from lib.quantization.uniform import Uniform
 from lib.streams import stream_seed
 from lib.training.classifiers import accuracy
 from lib.training.loop import one_device, seeded
@@ -88,6 +90,46 @@ def starting_weights(
 
 # --- the quantisers that are compared ----------------------------------------------------------------------
 
+
+class LeastSquares:
+    """First ranges with the least squared error, for quantisers whose own reach to the largest value."""
+
+    def measure(self, x: Tensor) -> None:
+        best = Uniform(self.bits, signed=self.signed, range_from="mse").to(x).initialise(x).upper
+        super().measure(x.clamp(-best, best))
+
+
+class PACTFromLeastSquares(LeastSquares, PACT):
+    """PACT whose clipping level starts there."""
+
+
+class QILFromLeastSquares(LeastSquares, QIL):
+    """QIL whose interval starts between zero and there."""
+
+
+class Scaled(Quantizer):
+    """Another quantiser's levels times the largest first value: a layer without a norm keeps its scale.
+
+    Its bits are the other's, and stay.
+    """
+
+    def __init__(self, quantiser: Quantizer) -> None:
+        super().__init__(quantiser.bits, least=quantiser.least)
+        self.quantiser = quantiser
+        self.register_buffer("scale", torch.ones(()))
+
+    def grid(self) -> Grid:
+        grid = self.quantiser.grid()
+        return grid._replace(step=self.scale * grid.step, offset=self.scale * grid.offset)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return self.scale * self.quantiser(x)
+
+    def measure(self, x: Tensor) -> None:
+        self.quantiser.initialise(x)
+        self.scale.copy_(x.abs().max().clamp_min(1e-6))
+
+
 OfWeight = Callable[[int], Quantizer]
 OfInput = Callable[[int, Kind], Quantizer]
 
@@ -114,12 +156,18 @@ QUANTISERS: dict[str, tuple[OfWeight, OfInput]] = {
         lambda bits: LSQ(bits, narrow=True),
         lambda bits, kind: LSQ(bits, signed=kind != "unsigned"),
     ),
-    "PACT": (DoReFaWeight, lambda bits, kind: PACT(bits, signed=kind != "unsigned")),
+    "PACT": (
+        lambda bits: Scaled(DoReFaWeight(bits)),
+        lambda bits, kind: PACTFromLeastSquares(bits, signed=kind != "unsigned"),
+    ),
     "QIL": (
-        lambda bits: QIL(bits, rescale=True),
-        lambda bits, kind: QIL(bits, signed=kind != "unsigned", rescale=True),
+        lambda bits: QILFromLeastSquares(bits, rescale=True),
+        lambda bits, kind: QILFromLeastSquares(bits, signed=kind != "unsigned", rescale=True),
     ),
 }
+#: Rates of ranges over those of weights, where they are not the recipe's: LSQ scales gradients of its step,
+#: which then learns at the rate of weights, as its paper has it.
+RANGE_RATES = {"LSQ": 1.0}
 
 
 # --- what all trainings share ------------------------------------------------------------------------------
@@ -294,12 +342,14 @@ def quantiser_scores(
     """
     rows = []
     for arm in QUANTISERS:
+        factor = RANGE_RATES.get(arm, trainings.recipe.quantizer_factor)
+        recipe = replace(trainings.recipe, quantizer_factor=factor)
         for seed, network in networks.items():
             copy = trainings.quantised(network, arm, seed, weights=bits, activations=bits)
             for stage, length in ((stabilise, stabilise_steps), (train_stage, steps)):
                 stream = ("quantisers", stage.__name__, bits)
                 name = f"{arm}, {stage.__name__}, {bits} bits, seed {seed}"
-                trainings.run(stage, copy, length, seed=seed, stream=stream, name=name)
+                trainings.run(stage, copy, length, seed=seed, stream=stream, name=name, recipe=recipe)
             rows.append({"arm": arm, "seed": seed, "top-1": trainings.top1(copy)})
     for seed, network in networks.items():
         rows.append({"arm": "full precision", "seed": seed, "top-1": trainings.top1(network)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,8 @@ from lib.experiments.profit_trainings import (
 )
 from lib.models.vision.mobilenet import MobileNetV3Large
 from lib.quantization.convert import quantized_layers
+from lib.quantization.dorefa import DoReFaWeight
+from lib.quantization.duq import DuQ
 from lib.quantization.quantizer import Quantizer
 
 
@@ -150,6 +154,41 @@ def test_only_duq_has_a_grid_for_h_swish():
                   for kind in ("unsigned", "signed", "hswish")}  # fmt: skip
         assert lowest["unsigned"] == 0 > lowest["signed"], arm
         assert (lowest["hswish"] == -0.375) == arm.startswith("DuQ"), arm
+
+
+@pytest.mark.parametrize("kind", ["unsigned", "hswish"])
+@pytest.mark.parametrize("arm", ["PACT", "QIL"])
+def test_ranges_of_pact_and_qil_start_where_duq_has_them(arm, kind):
+    """From the largest value they would need thousands of steps to where the others begin."""
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    x[0] = 9.0
+    x = x.relu() if kind == "unsigned" else x.clamp_min(-0.375)
+    duq = DuQ(3, grid="unsigned" if kind == "unsigned" else "symmetric", range_from="mse").initialise(x)
+    first = QUANTISERS[arm][1](3, kind).initialise(x)
+    torch.testing.assert_close(first.levels(), duq.levels())
+    assert first.levels().max() < 4
+
+
+def test_levels_of_dorefa_keep_the_scale_of_the_weights():
+    weight = 0.2 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    quantiser = QUANTISERS["PACT"][0](3).initialise(weight)
+    torch.testing.assert_close(quantiser.levels(), weight.abs().max() * DoReFaWeight(3).levels())
+    torch.testing.assert_close(quantiser(weight), weight.abs().max() * DoReFaWeight(3)(weight))
+    torch.testing.assert_close(quantiser.decode(quantiser.encode(weight)), quantiser(weight))
+    assert QUANTISERS["PACT"][0](3).initialise(torch.zeros(4))(torch.zeros(4)).isfinite().all()
+
+
+def test_the_step_of_lsq_learns_at_the_rate_of_weights(monkeypatch, profit_trainings, small_mobilenet):
+    made, factors = profit_trainings(), {}
+
+    def run(self, stage, network, steps, *, name, recipe, **options):
+        factors.setdefault(name.partition(",")[0], set()).add(recipe.quantizer_factor)
+        assert replace(recipe, quantizer_factor=0.01) == self.recipe
+
+    networks = {0: small_mobilenet(made, 0, 1)}
+    monkeypatch.setattr(type(made), "run", run)
+    quantiser_scores(made, networks, bits=3, stabilise_steps=1, steps=1)
+    assert factors == {"DuQ": {0.01}, "LSQ": {1.0}, "PACT": {0.01}, "QIL": {0.01}}
 
 
 def test_scores_of_quantisers_have_a_row_per_arm_and_seed(tmp_path, profit_trainings, small_mobilenet):
