@@ -24,7 +24,6 @@ ARMS = ("PROFIT", "no freezing", "most stable first")
 SETTLED = "no freezing, norms re-estimated"
 
 ACTIVATION_BITS = 4
-FULL_PRECISION = 32
 #: Of weights, at which arms are judged.
 JUDGED_BITS = (4, 3)
 
@@ -131,7 +130,7 @@ def freezing_scores(trainings: Trainings, start: Prepared, descent: Descent) -> 
     Returns
     -------
     list of dict
-        As `score` gives.
+        Rows of ``bits``, ``arm``, ``seed`` and ``top-1`` in percent.
     """
 
     def run(network: nn.Module, arm: str, rounds: Sequence[Collection[str]], **options):
@@ -148,16 +147,9 @@ def freezing_scores(trainings: Trainings, start: Prepared, descent: Descent) -> 
         found[arm] = trainings.top1(best)
         if arm == "no freezing":
             found[SETTLED] = trainings.top1(trainings.with_norms_of_today(best, start.seed))
-    return [score(arm, start.seed, value, start.bits) for arm, value in found.items()]
-
-
-def score(arm: str, seed: int, top1: float, bits: int = FULL_PRECISION) -> dict[str, str | float]:
-    """A row of results: ``network``, ``bits`` of weights, ``arm``, ``seed`` and ``top-1`` in percent.
-
-    A network is named by bits and arm, as ``W3A4, PROFIT``; in full precision by its arm.
-    """
-    network = arm if bits == FULL_PRECISION else f"W{bits}A{ACTIVATION_BITS}, {arm}"
-    return {"network": network, "bits": bits, "arm": arm, "seed": seed, "top-1": top1}
+    return [
+        {"bits": start.bits, "arm": arm, "seed": start.seed, "top-1": value} for arm, value in found.items()
+    ]
 
 
 def scores_by_arm(scores: pd.DataFrame) -> dict[str, dict[str, list[float]]]:

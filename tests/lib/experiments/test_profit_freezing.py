@@ -18,7 +18,6 @@ from lib.experiments.profit_freezing import (
     freezing_scores,
     frozen_layers,
     prepared,
-    score,
     scores_by_arm,
     scores_by_bits,
 )
@@ -110,8 +109,7 @@ def test_arms_share_the_first_round_and_the_batches(
         assert asked == [2, 3, 4, 5] and torch.equal(images, its_images)
         assert rounds == frozen_layers(name.partition(",")[0], ready.instability)[1:]
     assert len({tuple(end.tolist()) for _, _, end, *_ in arms}) == 3
-    assert list(rows) == ["network", "bits", "arm", "seed", "top-1"]
-    assert rows["network"].tolist() == [f"W3A4, {arm}" for arm in rows["arm"]]
+    assert list(rows) == ["bits", "arm", "seed", "top-1"]
     assert rows["arm"].tolist() == ["PROFIT", "no freezing", SETTLED, "most stable first"]
 
 
@@ -172,19 +170,13 @@ def test_prepared_networks_have_nothing_on_the_way_by_default():
 
 
 SCORES = pd.DataFrame(
-    [score("full precision", 7, 80.0), score("full precision", 5, 81.0)]
-    + [
-        score(arm, seed, value, bits)
+    [
+        {"bits": bits, "arm": arm, "seed": seed, "top-1": value}
         for bits, base in ((4, 60.0), (3, 50.0), (2, 40.0))
         for arm, more in zip((*ARMS, SETTLED), (1, 2, 3, 4), strict=True)
         for seed, value in ((7, base + more), (5, base - more))
     ]
 )
-
-
-def test_a_network_in_full_precision_is_named_by_its_arm():
-    row = {"network": "full precision", "bits": 32, "arm": "full precision", "seed": 7, "top-1": 80.0}
-    assert score("full precision", 7, 80.0) == row
 
 
 def test_accuracy_as_rules_name_it():
