@@ -66,11 +66,21 @@ def _learned(bits: int, skip_bits: Skip) -> dict[str, Any]:
     }
 
 
+class PACTFromMean(PACT):
+    """PACT whose clipping level begins where the range of `LSQ` does, so that no arm has the better start.
+
+    From the largest value it comes down by weight decay, in trainings far longer than a chapter's.
+    """
+
+    def measure(self, x: Tensor) -> None:
+        self.alpha.copy_(LSQ(self.bits, signed=False).initialise(x).levels()[-1])
+
+
 def _pact_and_dorefa(bits: int, skip_bits: Skip) -> dict[str, Any]:
     """The same options for PACT's activations with DoReFa's weights."""
     return {
         "weights": lambda layer: DoReFaWeight(bits),
-        "activations": lambda kind: PACT(bits),
+        "activations": lambda kind: PACTFromMean(bits),
         "skip_bits": skip_bits,
     }
 

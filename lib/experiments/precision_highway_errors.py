@@ -30,7 +30,9 @@ from lib.quantization.uniform import Uniform
 from lib.training.loop import seeded
 
 ERROR = "SQNR (dB)"
-#: Tokens after which the error of a cell is called early: at the first, a cell has nothing to add to.
+#: Tokens after which the error of a cell is kept.
+READ = (1, 2, 5, 10, 20, 40, 60)
+#: The one that is called early: at the first, a cell has nothing to add to.
 EARLY = 5
 #: Forms of the LSTM whose cells differ; where the hidden state alone is rounded, the cell is the highway's.
 CELL_FORMS = ("conventional", "conventional with an exact cell", "highway")
@@ -154,7 +156,8 @@ def depth_errors(network: ResNet, images: Tensor) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        With columns weights, label (such as W2A2, or A2), form, bits, block (from 1) and SQNR (dB).
+        With columns weights, label (such as W2A2, or A2), arm (form and label), form, bits, block (from 1)
+        and SQNR (dB).
     """
     rows = []
     for bits, weights in itertools.product((2, 3), ("quantised", "full precision")):
@@ -162,7 +165,8 @@ def depth_errors(network: ResNet, images: Tensor) -> pd.DataFrame:
         for form, skip_bits in (("conventional", "shared"), ("highway", None)):
             makers = _laplace(weight_bits, bits)
             quantized = quantize_resnet(network, images, skip_bits=skip_bits, **makers)
-            common = {"weights": weights, "label": label, "form": form, "bits": bits}
+            common = {"weights": weights, "label": label, "arm": f"{form}, {label}"}
+            common |= {"form": form, "bits": bits}
             found = error_by_depth(network, quantized, images)
             rows += [common | {"block": block, ERROR: value} for block, value in enumerate(found, start=1)]
     return pd.DataFrame(rows)
@@ -194,16 +198,13 @@ def depth_measurements(errors: pd.DataFrame) -> dict[str, dict[str, list[float]]
     return measured
 
 
-def depth_figure(errors: pd.DataFrame) -> Figure:
-    """The error over the block: above trained networks, below untrained ones, on the right exact weights."""
-    errors = errors.assign(arm=_arms(errors))
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharey=True)
-    panels = itertools.product(("trained", "untrained"), ("quantised", "full precision"))
-    for axis, (network, weights) in zip(axes.flat, panels, strict=True):
-        part = errors[(errors["network"] == network) & (errors["weights"] == weights)]
+def stack_figure(errors: pd.DataFrame) -> Figure:
+    """The error over the block of the untrained stack: left with quantised weights, right with exact ones."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    for axis, weights in zip(axes, ("quantised", "full precision"), strict=True):
+        part = errors[errors["weights"] == weights]
         curves_figure(part, "block", ERROR, x_label="residual block", y_label=ERROR, axis=axis)
-        axis.set_title(f"{network}, weights {weights}")
-        axis.get_legend().set_visible(axis is axes[1, 0])
+        axis.set_title(f"weights {weights}")
     return figure
 
 
@@ -227,23 +228,20 @@ def error_by_step(model: LSTMLanguageModel, quantized: LSTMLanguageModel, tokens
 
 
 def time_errors(model: LSTMLanguageModel, tokens: Tensor) -> pd.DataFrame:
-    """The error of the cell after each token, of every quantised form, in 2 and 3 bits.
+    """The error of the cell after some tokens, of every quantised form, in 2 and 3 bits.
 
     Returns
     -------
     DataFrame
-        With columns form, bits, token (from 1) and SQNR (dB).
+        With columns arm (form and bits), form, bits, token (of `READ`) and SQNR (dB).
     """
     makers = {"weights": Laplace, "values": lambda bits, signed: Laplace(bits, adaptive=False)}
     rows = []
-    for bits in (2, 3):
-        for form in CELL_FORMS:
-            quantized = quantize_language_model(model, tokens, **makers, **lstm_forms(bits)[form])
-            found = error_by_step(model, quantized, tokens)
-            rows += [
-                {"form": form, "bits": bits, "token": token, ERROR: value}
-                for token, value in enumerate(found, start=1)
-            ]
+    for bits, form in itertools.product((2, 3), CELL_FORMS):
+        quantized = quantize_language_model(model, tokens, **makers, **lstm_forms(bits)[form])
+        found = error_by_step(model, quantized, tokens)
+        common = {"arm": f"{form}, {bits} bits", "form": form, "bits": bits}
+        rows += [common | {"token": token, ERROR: found[token - 1]} for token in READ]
     return pd.DataFrame(rows)
 
 
@@ -256,31 +254,6 @@ def time_measurements(errors: pd.DataFrame) -> dict[str, dict[str, list[float]]]
         ends[f"conventional with an exact cell, token {EARLY}"] = early
         measured[f"SQNR of the cell W{bits}A{bits} (dB)"] = ends
     return measured
-
-
-def time_means(errors: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds after some tokens, a row per model and arm."""
-    errors = errors.assign(arm=_arms(errors))
-    some = errors[errors["token"].isin([1, 5, 20, 60])]
-    table = some.pivot_table(index=["model", "arm"], columns="token", values=ERROR)
-    return table.rename(columns="token {}".format).rename_axis(columns=None)
-
-
-def time_figure(errors: pd.DataFrame) -> Figure:
-    """The error of the cell over the tokens read, a panel for the untrained and one for the trained model."""
-    errors = errors.assign(arm=_arms(errors))
-    some = errors[errors["token"].isin([1, 2, 5, 10, 20, 40, 60])]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    for axis, (kind, part) in zip(axes, some.groupby("model", sort=False), strict=True):
-        label = "SQNR of the cell (dB)"
-        curves_figure(part, "token", ERROR, x_label="tokens read", y_label=label, axis=axis)
-        axis.set_title(kind)
-    axes[1].get_legend().set_visible(False)
-    return figure
-
-
-def _arms(errors: pd.DataFrame) -> pd.Series:
-    return errors["form"] + ", " + errors["bits"].astype(str) + " bits"
 
 
 def _values(errors: pd.DataFrame, **where: str | int) -> list[float]:

@@ -19,6 +19,7 @@ from lib.experiments.precision_highway import (
     LSTM_ARMS,
     PICTURES,
     TEXTS,
+    PACTFromMean,
     data_sets,
     data_table,
     image_arm,
@@ -34,7 +35,6 @@ from lib.models.vision.resnet import ResNet, resnet
 from lib.quantization.dorefa import DoReFaWeight
 from lib.quantization.laplace import Laplace
 from lib.quantization.lsq import LSQ
-from lib.quantization.pact import PACT
 from lib.quantization.quantizer import Quantizer
 from lib.runs.request import read_chapter
 from lib.training.loop import seeded
@@ -163,7 +163,7 @@ def test_what_the_image_arms_round():
         assert of_weight.bits == of_value.bits == block.entrance.bits == (3 if "3" in arm else 2), arm
         assert block.shares == ("highway" not in arm)
         assert getattr(block.highway, "bits", None) == (8 if "8 bits" in arm else None)
-        kinds = (DoReFaWeight, PACT) if "PACT" in arm else (Laplace, LSQ)
+        kinds = (DoReFaWeight, PACTFromMean) if "PACT" in arm else (Laplace, LSQ)
         assert (type(of_weight), type(of_value)) == kinds
         assert quantised.conv1.weight_quantizer.bits == 8 == quantised.fc.input_quantizer.bits
         of_highway = {
@@ -171,6 +171,22 @@ def test_what_the_image_arms_round():
         }
         counts.add(sum(isinstance(m, Quantizer) and id(m) not in of_highway for m in quantised.modules()))
     assert len(counts) == 1  # as many quantisers in every arm's branches
+
+
+def test_learned_ranges_of_values_begin_alike():
+    trained, sample = network().eval(), pictures().tensor(slice(0, 16))
+    tops = {
+        arm: [
+            module.levels()[-1].item()
+            for name, module in image_arm(trained, arm, sample).named_modules()
+            if isinstance(module, LSQ | PACTFromMean)
+        ]
+        for arm in IMAGE_ARMS
+        if "W2A2" in arm and "8 bits" not in arm
+    }
+    assert len(tops) == 4 and len(tops["highway W2A2"]) == 17  # two a block, and the classifier's
+    for arm, found in tops.items():
+        assert found == pytest.approx(tops["highway W2A2"], rel=1e-6), arm
 
 
 def test_what_the_lstm_arms_round():

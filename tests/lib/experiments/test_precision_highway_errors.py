@@ -23,7 +23,6 @@ from lib.experiments.precision_highway_errors import (
     millions_of_outputs,
     settle_norms,
     time_errors,
-    time_means,
     time_measurements,
     untrained_stack,
 )
@@ -135,8 +134,9 @@ def test_outputs_of_blocks_come_in_order():
 def test_depth_errors_are_of_every_form_width_and_block():
     net = network()
     table = depth_errors(net, IMAGES)
-    assert list(table.columns) == ["weights", "label", "form", "bits", "block", "SQNR (dB)"]
-    assert len(table) == 2 * 2 * 2 * 4 and not table.duplicated(["label", "form", "block"]).any()
+    assert list(table.columns) == ["weights", "label", "arm", "form", "bits", "block", "SQNR (dB)"]
+    assert len(table) == 2 * 2 * 2 * 4 and not table.duplicated(["arm", "block"]).any()
+    assert (table["arm"] == table["form"] + ", " + table["label"]).all()
     assert set(zip(table["label"], table["weights"], table["bits"], strict=True)) == {
         ("W2A2", "quantised", 2),
         ("A2", "full precision", 2),
@@ -193,20 +193,14 @@ def test_another_seed_gives_another_untrained_stack():
     assert stack.bn1.num_batches_tracked == 1  # settled on the noise
 
 
-def test_the_depth_figure_has_four_panels_and_one_legend():
-    table = depth_table().assign(bits=lambda t: t["label"].str[-1].astype(int))
+def test_the_figure_of_the_stack_has_a_panel_for_quantised_weights_and_one_for_exact_ones():
+    table = depth_table().assign(arm=lambda t: t["form"] + ", " + t["label"])
     table["weights"] = ["quantised" if label[0] == "W" else "full precision" for label in table["label"]]
-    table = pd.concat([table.assign(network=kind) for kind in ("trained", "untrained")])
-    figure = errors.depth_figure(table)
-    assert [axis.get_title() for axis in figure.axes] == [
-        "trained, weights quantised",
-        "trained, weights full precision",
-        "untrained, weights quantised",
-        "untrained, weights full precision",
-    ]
-    assert [axis.get_legend().get_visible() for axis in figure.axes] == [False, False, True, False]
-    shown = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-    assert shown == [f"{form}, {bits} bits" for bits in (2, 3) for form in ("conventional", "highway")]
+    figure = errors.stack_figure(table)
+    assert [axis.get_title() for axis in figure.axes] == ["weights quantised", "weights full precision"]
+    for axis, labels in zip(figure.axes, (("W2A2", "W3A3"), ("A2", "A3")), strict=True):
+        shown = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert shown == [f"{form}, {label}" for label in labels for form in ("conventional", "highway")]
     plt.close(figure)
 
 
@@ -242,29 +236,31 @@ def test_errors_by_step_are_those_of_the_last_layers_cell():
     assert steps[3] == sqnr(cell_states(model, TOKENS)[3, 1], cell_states(other, TOKENS)[3, 1])
 
 
-def test_time_errors_are_of_every_form_and_token():
+def test_time_errors_are_of_every_form_after_some_tokens():
     model = language_model()
-    table = time_errors(model, TOKENS)
-    assert list(table.columns) == ["form", "bits", "token", "SQNR (dB)"]
-    assert len(table) == 2 * 3 * 7 and not table.duplicated(["form", "bits", "token"]).any()
+    text = torch.randint(11, (3, errors.READ[-1]), generator=torch.Generator().manual_seed(0))
+    table = time_errors(model, text)
+    assert list(table.columns) == ["arm", "form", "bits", "token", "SQNR (dB)"]
+    assert len(table) == 2 * 3 * 7 and not table.duplicated(["arm", "token"]).any()
     options = {"weights": Laplace, "values": lambda bits, signed: Laplace(bits, adaptive=False)}
     assert set(table["form"]) == set(errors.CELL_FORMS)
     for form in errors.CELL_FORMS:
-        quantized = quantize_language_model(model, TOKENS, **options, **lstm_forms(3)[form])
-        rows = table[(table["form"] == form) & (table["bits"] == 3)]
-        assert rows["token"].tolist() == list(range(1, 8))
-        assert rows["SQNR (dB)"].tolist() == error_by_step(model, quantized, TOKENS)
+        quantized = quantize_language_model(model, text, **options, **lstm_forms(3)[form])
+        rows = table[table["arm"] == f"{form}, 3 bits"]
+        assert rows["token"].tolist() == [1, 2, 5, 10, 20, 40, 60] == list(errors.READ)
+        found = error_by_step(model, quantized, text)
+        assert rows["SQNR (dB)"].tolist() == [found[k] for k in (0, 1, 4, 9, 19, 39, 59)]
 
 
 def time_table() -> pd.DataFrame:
     """Two seeds in the order 7, 3; a value says where it belongs: seed, bits, form, token."""
     rows = [
-        {"model": "trained", "seed": seed, "form": form, "bits": bits, "token": token}
+        {"seed": seed, "form": form, "bits": bits, "token": token}
         | {"SQNR (dB)": 10_000 * seed + 1000 * bits + 100 * f + token}
         for seed in (7, 3)
         for bits in (2, 3)
         for f, form in enumerate(errors.CELL_FORMS)
-        for token in range(1, 61)
+        for token in errors.READ
     ]
     return pd.DataFrame(rows)
 
@@ -281,18 +277,3 @@ def test_time_measurements_by_hand():
     for claim in ("C1b", "C2c"):
         for metric, arms in LEDGER[claim].arms().items():
             assert set(arms) <= set(measured[metric])
-
-
-def test_time_means_by_hand():
-    table = time_means(time_table())
-    assert list(table.columns) == ["token 1", "token 5", "token 20", "token 60"]
-    assert len(table) == 6 and table.index.names == ["model", "arm"]
-    assert table.loc[("trained", "highway, 2 bits"), "token 20"] == (72_220 + 32_220) / 2
-
-
-def test_the_time_figure_has_a_panel_for_each_model():
-    table = pd.concat([time_table().assign(model=kind) for kind in ("untrained", "trained")])
-    figure = errors.time_figure(table)
-    assert [axis.get_title() for axis in figure.axes] == ["untrained", "trained"]
-    assert [axis.get_legend().get_visible() for axis in figure.axes] == [True, False]
-    plt.close(figure)
