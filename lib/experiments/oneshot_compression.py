@@ -28,7 +28,8 @@ from lib.models.authors import opened, read_state_dict, require_fit
 from lib.models.vision.alexnet import AlexNet, AlexNetOneTower
 from lib.models.vision.vgg import VGG
 from lib.streams import stream_seed
-from lib.training.classifiers import ImageClassifier, logits
+from lib.training.classifiers import ImageClassifier
+from lib.training.hits import by_arm, hits
 from lib.training.loop import Evaluation, fit, one_device, seeded, warmup_cosine
 
 Checkpoints = Callable[[str], Path | None]
@@ -184,20 +185,15 @@ def size(network: nn.Module, setting: Setting) -> dict[str, int]:
     return {MACS: int(total["macs"]), WEIGHTS: int(total["weights"])}
 
 
-def answers(network: nn.Module, images: Images, setting: Setting) -> np.ndarray:
-    """100 for each test picture that is recognised, 0 for the others: their mean is the accuracy in percent.
-
-    Recognised: its label has one of the `Setting.topk` largest logits. The network is moved to the setting's
-    device.
-    """
-    network.to(setting.device)
-    order = logits(network, images["test"], device=setting.device).topk(setting.topk, dim=1).indices
-    return 100.0 * (order == images["test"].labels[:, None]).any(dim=1).numpy()
-
-
 def score(network: nn.Module, images: Images, setting: Setting) -> float:
-    """Accuracy on the test set in percent, top-1 or top-5: the mean of `answers`."""
-    return float(answers(network, images, setting).mean())
+    """Accuracy on the test set in percent, top-1 or top-5; the network is moved to the setting's device."""
+    return float(recognised(network, images, setting).mean())
+
+
+def recognised(network: nn.Module, images: Images, setting: Setting) -> np.ndarray:
+    """`lib.training.hits.hits` of the test set, top-1 or top-5."""
+    network.to(setting.device)
+    return hits(network, images["test"], topk=setting.topk, device=setting.device)
 
 
 def train(
@@ -322,7 +318,7 @@ def run_seed(
     *,
     given: str = "",
     checkpoint: Checkpoints = lambda name: None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Train, compress, fine-tune and score all arms of one seed.
 
     Parameters
@@ -343,18 +339,16 @@ def run_seed(
         Accuracy while fine-tuning: ``accuracy``, ``arm``, ``seed``, ``epoch`` (0 before it), ``step``.
     layers : DataFrame
         Ranks and errors with every layer compressed, and ``seed``.
-    hits : DataFrame
-        `answers` of each arm: a column per test picture, indexed by ``arm`` and ``seed``.
     """
 
     def file(arm: str) -> Path | None:
         return checkpoint(f"{arm}, seed {seed}")
 
-    rows, curves, hits = [], [], {}
+    rows, curves = [], []
 
     def scored(arm: str, network: nn.Module, **more: float) -> float:
-        hits[arm, seed] = answers(network, images, setting)
-        found = {"accuracy": float(hits[arm, seed].mean())} | more
+        hit = recognised(network, images, setting)
+        found = {"accuracy": float(hit.mean())} | more | {"hits": hit}
         rows.append({"arm": arm, "seed": seed} | size(network, setting) | found)
         return found["accuracy"]
 
@@ -372,8 +366,7 @@ def run_seed(
             schedule = {"steps": setting.steps + setting.finetune_steps, "peak": setting.learning_rate}
             train(network, images, setting, seed, arm, **schedule, checkpoint=file(arm))
             scored(arm, network)
-    by_picture = pd.DataFrame(hits).rename_axis(["arm", "seed"], axis=1).rename_axis("picture").T
-    return pd.DataFrame(rows), pd.concat(curves), report.assign(seed=seed), by_picture
+    return pd.DataFrame(rows), pd.concat(curves), report.assign(seed=seed)
 
 
 def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
@@ -395,21 +388,22 @@ def recovered(curve: pd.DataFrame, *, before: float, after: float) -> float:
     return regained / max(1.0, before - after)
 
 
-def measured(results: pd.DataFrame, hits: pd.DataFrame) -> dict[str, dict[str, object]]:
-    """What the ledger's rules ask for, by metric and arm, from the results and hits of `run_seed`, all seeds.
+def measured(results: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """What the ledger's rules ask for, by metric and arm, from the results of `run_seed`, all seeds.
 
     Accuracy and sizes are frames (seeds × pictures), sizes the same for every picture; the share that was
     recovered in one epoch is a list per seed, and absent where it was not one.
     """
-    by_arm = dict(list(results.set_index("seed").groupby("arm", sort=False)))
-    one = pd.DataFrame(1, by_arm[ORIGINAL].index, hits.columns)
+    rows = dict(list(results.set_index("seed").groupby("arm", sort=False)))
+    accuracy = by_arm(results)
+    one = pd.DataFrame(1, accuracy[ORIGINAL].index, accuracy[ORIGINAL].columns)
     sizes = (MACS, WEIGHTS)
     values = {
-        what: {arm: one.mul(by_arm[arm][what], axis=0) for arm in (ORIGINAL, COMPRESSED)} for what in sizes
+        what: {arm: one.mul(rows[arm][what], axis=0) for arm in (ORIGINAL, COMPRESSED)} for what in sizes
     }
-    values["accuracy"] = {arm: hits.loc[arm] for arm in by_arm}
-    if by_arm[COMPRESSED][RECOVERED].notna().all():
-        values[RECOVERED] = {COMPRESSED: list(by_arm[COMPRESSED][RECOVERED])}
+    values["accuracy"] = accuracy
+    if rows[COMPRESSED][RECOVERED].notna().all():
+        values[RECOVERED] = {COMPRESSED: list(rows[COMPRESSED][RECOVERED])}
     return values
 
 

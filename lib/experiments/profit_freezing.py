@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -18,6 +19,7 @@ from lib.experiments.profit import finetune, sample, stabilise, train_stage
 from lib.experiments.profit_trainings import Trainings
 from lib.quantization.convert import set_bits
 from lib.quantization.freezing import freezing_rounds
+from lib.training.hits import by_arm
 
 #: The paper's order; none; and our control, as many layers in the opposite order.
 ARMS = ("PROFIT", "no freezing", "most stable first")
@@ -117,20 +119,20 @@ def prepared(
         set_bits(copied, weights=at, activations=at)
         run(stabilise, "stabilising on the way", at, descent.stabilise_steps)
         run(train_stage, "training on the way", at, descent.round_steps)
-        on_the_way[at] = trainings.top1(copied)
+        on_the_way[at] = trainings.scores(copied)["top-1"]
     set_bits(copied, weights=bits, activations=ACTIVATION_BITS)
     run(stabilise, "stabilising", bits, descent.stabilise_steps)
     instability = run(sample, "sampling", bits, descent.sample_steps)
     return Prepared(copied, bits, seed, instability, on_the_way, teacher)
 
 
-def freezing_scores(trainings: Trainings, start: Prepared, descent: Descent) -> list[dict[str, str | float]]:
+def freezing_scores(trainings: Trainings, start: Prepared, descent: Descent) -> list[dict[str, Any]]:
     """Accuracy of each arm behind its three rounds, and of no freezing with norms counted anew.
 
     Returns
     -------
     list of dict
-        Rows of ``bits``, ``arm``, ``seed`` and ``top-1`` in percent.
+        Rows of ``bits``, ``arm``, ``seed``, and what `Trainings.scores` has.
     """
 
     def run(network: nn.Module, arm: str, rounds: Sequence[Collection[str]], **options):
@@ -144,16 +146,14 @@ def freezing_scores(trainings: Trainings, start: Prepared, descent: Descent) -> 
     for arm in ARMS:
         later = frozen_layers(arm, start.instability)[1:]
         best = run(copy.deepcopy(shared), arm, later, behind=1, ema_rate=descent.ema_rate)
-        found[arm] = trainings.top1(best)
+        found[arm] = trainings.scores(best)
         if arm == "no freezing":
-            found[SETTLED] = trainings.top1(trainings.with_norms_of_today(best, start.seed))
-    return [
-        {"bits": start.bits, "arm": arm, "seed": start.seed, "top-1": value} for arm, value in found.items()
-    ]
+            found[SETTLED] = trainings.scores(trainings.with_norms_of_today(best, start.seed))
+    return [{"bits": start.bits, "arm": arm, "seed": start.seed} | scores for arm, scores in found.items()]
 
 
-def scores_by_arm(scores: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """Accuracy at `JUDGED_BITS` as rules name it: ``{"top-1 (W4A4)": {"PROFIT": [one per seed], …}, …}``.
+def scores_by_arm(scores: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+    """Hits at `JUDGED_BITS` as rules name them: ``{"top-1 (W4A4)": {"PROFIT": (seeds, pictures), …}, …}``.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def scores_by_arm(scores: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
         Rows of `freezing_scores`.
     """
     return {
-        f"top-1 (W{bits}A{ACTIVATION_BITS})": rows.groupby("arm", sort=False)["top-1"].agg(list).to_dict()
+        f"top-1 (W{bits}A{ACTIVATION_BITS})": by_arm(rows)
         for bits, rows in scores[scores["bits"].isin(JUDGED_BITS)].groupby("bits", sort=False)
     }
 

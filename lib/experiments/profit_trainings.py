@@ -36,7 +36,7 @@ from lib.quantization.qil import QIL
 from lib.quantization.quantizer import Grid, Quantizer
 from lib.quantization.uniform import Uniform
 from lib.streams import stream_seed
-from lib.training.classifiers import accuracy
+from lib.training.hits import hits
 from lib.training.loop import one_device, seeded
 
 Images = Mapping[str, ImageSet | ImageFolder]
@@ -315,9 +315,10 @@ class Trainings:
             network, (batch_at(step)["images"].to(self.device) for step in range(NORM_BATCHES))
         )
 
-    def top1(self, network: nn.Module) -> float:
-        """Percentage of test pictures whose kind is the network's first guess."""
-        return accuracy(network, self.images["test"], device=self.device)["top-1"]
+    def scores(self, network: nn.Module) -> dict[str, Any]:
+        """``top-1``, in percent of the test pictures, and ``hits``, which of them (`lib.training.hits`)."""
+        hit = hits(network, self.images["test"], device=self.device)
+        return {"top-1": float(hit.mean()), "hits": hit}
 
 
 def quantiser_scores(
@@ -338,7 +339,8 @@ def quantiser_scores(
     Returns
     -------
     DataFrame
-        ``arm``, ``seed`` and ``top-1`` in percent; the networks themselves are the arm ``full precision``.
+        ``arm``, ``seed``, and what `Trainings.scores` has; the networks themselves are the arm ``full
+        precision``.
     """
     rows = []
     for arm in QUANTISERS:
@@ -350,7 +352,7 @@ def quantiser_scores(
                 stream = ("quantisers", stage.__name__, bits)
                 name = f"{arm}, {stage.__name__}, {bits} bits, seed {seed}"
                 trainings.run(stage, copy, length, seed=seed, stream=stream, name=name, recipe=recipe)
-            rows.append({"arm": arm, "seed": seed, "top-1": trainings.top1(copy)})
+            rows.append({"arm": arm, "seed": seed} | trainings.scores(copy))
     for seed, network in networks.items():
-        rows.append({"arm": "full precision", "seed": seed, "top-1": trainings.top1(network)})
+        rows.append({"arm": "full precision", "seed": seed} | trainings.scores(network))
     return pd.DataFrame(rows)

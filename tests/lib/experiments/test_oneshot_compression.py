@@ -161,7 +161,7 @@ def test_score_and_size_by_hand(images):
     assert oneshot.score(network, images, SETTING) == pytest.approx(top1)
     five = dataclasses.replace(SETTING, dataset="imagenet")
     assert oneshot.score(network, images, five) == pytest.approx(top5)
-    assert oneshot.answers(network, images, SETTING).tolist() == [100.0 * (place == 0) for place in rank]
+    assert oneshot.recognised(network, images, SETTING).tolist() == [100.0 * (place == 0) for place in rank]
     size = oneshot.size(network, SETTING)
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert size["weights"] == sum(m.weight.numel() for m in layers)
@@ -300,7 +300,7 @@ def test_a_killed_seed_goes_on_and_ends_with_the_same_numbers(images, tmp_path):
 
 
 def test_the_results_of_a_seed(images):
-    results, curves, layers, hits = oneshot.run_seed(images, SETTING, 7)
+    results, curves, layers = oneshot.run_seed(images, SETTING, 7)
     tuned = ["EVBMF", "EVBMF on every layer", "uniform ranks"]
     expected = ["original", *(f"{arm}, {when}" for arm in tuned for when in ("right after", "fine-tuned"))]
     expected += ["narrow, from scratch", "EVBMF structure, from scratch"]
@@ -310,8 +310,9 @@ def test_the_results_of_a_seed(images):
     ]
     assert (results["accuracy"] % (100 / 20)).tolist() == [0.0] * len(results)  # twenty test images
     by_arm = results.set_index("arm")
-    assert hits.shape == (9, 20) and set(hits.to_numpy().ravel()) == {0.0, 100.0}
-    assert hits.mean(axis=1).droplevel("seed").to_dict() == by_arm["accuracy"].to_dict()
+    hits = np.stack(results["hits"])
+    assert hits.shape == (9, 20) and set(hits.ravel()) == {0.0, 100.0}
+    assert hits.mean(axis=1).tolist() == results["accuracy"].tolist()
     for arm in tuned:
         curve = curves[curves["arm"] == f"{arm}, fine-tuned"]
         assert curve["epoch"].tolist() == [0.0, 0.5, 1.0]
@@ -348,15 +349,13 @@ def results():
     return pd.DataFrame(rows, columns=columns)
 
 
-def hits_of(results: pd.DataFrame) -> pd.DataFrame:
+def with_hits(results: pd.DataFrame) -> pd.DataFrame:
     """Of fifty pictures the first ones are recognised."""
-    rows = {(row.arm, row.seed): 100.0 * (np.arange(50) < row.accuracy / 2) for row in results.itertuples()}
-    return pd.DataFrame(rows).rename_axis(["arm", "seed"], axis=1).T
+    return results.assign(hits=[100.0 * (np.arange(50) < accuracy / 2) for accuracy in results["accuracy"]])
 
 
 def test_what_the_rules_ask_for(results):
-    hits = hits_of(results)
-    measured = oneshot.measured(results, hits)
+    measured = oneshot.measured(with_hits(results))
     means = per_unit.means(measured)
     of_sizes = {"original": [4000, 8000], "EVBMF, fine-tuned": [1000, 2000]}
     assert {arm: list(values) for arm, values in means["multiply-accumulates"].items()} == of_sizes
@@ -364,13 +363,13 @@ def test_what_the_rules_ask_for(results):
     assert list(means["accuracy"]["EVBMF, right after"]) == [40, 60] and len(means["accuracy"]) == 4
     assert measured["share recovered in one epoch"] == {"EVBMF, fine-tuned": [0.5, 0.5]}
     short = results.assign(**{"share recovered in one epoch": math.nan})
-    assert set(oneshot.measured(short, hits)) == set(measured) - {"share recovered in one epoch"}
+    assert set(oneshot.measured(with_hits(short))) == set(measured) - {"share recovered in one epoch"}
 
 
 def test_other_pictures_widen_the_interval_of_the_loss_and_not_that_of_the_sizes(results):
     """The ledger's C1: in both seeds the loss is that of the same three pictures of fifty."""
     alike = results.assign(accuracy=results.groupby("arm")["accuracy"].transform("mean"))
-    measured = oneshot.measured(alike, hits_of(alike))
+    measured = oneshot.measured(with_hits(alike))
     assert measured["accuracy"]["original"].index.tolist() == [0, 1]
     spread = per_unit.spreads(load_ledger("oneshot_compression")["C1"], measured)
     difference = {"original": 1, "EVBMF, fine-tuned": -1}

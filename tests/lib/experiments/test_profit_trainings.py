@@ -195,12 +195,12 @@ def test_scores_of_quantisers_have_a_row_per_arm_and_seed(tmp_path, profit_train
     made = profit_trainings(tmp_path)
     networks = {seed: small_mobilenet(made, seed, 1) for seed in (0, 4)}
     scores = quantiser_scores(made, networks, bits=3, stabilise_steps=1, steps=2)
-    assert list(scores) == ["arm", "seed", "top-1"]
+    assert list(scores) == ["arm", "seed", "top-1", "hits"]
     assert list(scores.groupby("arm", sort=False)["seed"].apply(list).items()) == [
         (arm, [0, 4]) for arm in (*QUANTISERS, "full precision")
     ]
     full = scores[scores["arm"] == "full precision"]["top-1"].tolist()
-    assert full == [made.top1(networks[0]), made.top1(networks[4])]
+    assert full == [made.scores(networks[0])["top-1"], made.scores(networks[4])["top-1"]]
     names = {path.stem for path in tmp_path.iterdir()}
     assert {f"LSQ, {stage}, 3 bits, seed 4" for stage in ("stabilise", "train_stage")} <= names
     assert len(names) == 2 + 2 * 2 * len(QUANTISERS)
@@ -225,6 +225,6 @@ def test_top_1_is_the_share_of_right_first_guesses(profit_trainings):
             return torch.eye(3)[torch.ones(len(images), dtype=torch.long)]
 
     made = profit_trainings()
-    assert made.top1(Says()) == pytest.approx(100 / 3) and made.classes == 3
+    assert made.scores(Says())["top-1"] == pytest.approx(100 / 3) and made.classes == 3
     fewer = {"train": made.images["train"], "test": made.images["test"].take(4)}
-    assert profit_trainings(images=fewer).top1(Says()) == 25
+    assert profit_trainings(images=fewer).scores(Says())["top-1"] == 25
