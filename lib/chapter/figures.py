@@ -293,9 +293,7 @@ def picture_strips(rows: Mapping[str, npt.ArrayLike], seed: int, *, columns: int
 
 
 @_remembered
-def pictures_figure(
-    frame: pd.DataFrame, *, rows: Sequence[str] = (), more: Sequence[str] = (), seed: int | None = None
-) -> Figure:
+def pictures_figure(frame: pd.DataFrame, *, rows: Sequence[str] = (), seed: int | None = None) -> Figure:
     """Draw rows of pictures of one size, each pixel as it is.
 
     Parameters
@@ -305,8 +303,6 @@ def pictures_figure(
         the single pictures of the first, between tabs; and ``png``, the pictures side by side, in base64.
     rows
         Which strips, in this order; all of them if not given.
-    more
-        Further strips, below those, where there are such.
     seed
         Whose; the first if not given.
 
@@ -321,7 +317,7 @@ def pictures_figure(
         raise ValueError(f"there is no picture of seed {seed}")
     if missing := sorted(set(rows) - set(strips.index)):
         raise ValueError(f"there is no row {missing[0]!r} of seed {seed}: rows are {', '.join(strips.index)}")
-    strips = strips.loc[[*rows, *(row for row in more if row in strips.index)]] if rows else strips
+    strips = strips.loc[list(rows)] if rows else strips
     pictures = [plt.imread(io.BytesIO(base64.b64decode(png))) for png in strips["png"]]
     heights = [7 * len(picture) / picture.shape[1] for picture in pictures]
     words = str(strips["columns"].iloc[0]).split("\t") if strips["columns"].notna().iloc[0] else []

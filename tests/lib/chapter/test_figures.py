@@ -177,7 +177,6 @@ def test_strips_are_those_of_one_seed_in_the_order_asked_for():
     assert [text.get_text() for text in figure.axes[0].texts] == ["left", "right"]
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["", "below"]
     assert reds(pictures_figure(STRIPS, rows=["below", "above"], seed=50)) == [51, 50]
-    assert reds(pictures_figure(STRIPS, rows=["below"], more=["none", "above"], seed=50)) == [51, 50]
     for options, message in (
         ({"rows": ["x"]}, "no row 'x' of seed 10"),
         ({"seed": 7, "rows": ["above"]}, "seed 7"),
