@@ -2,7 +2,8 @@
 
 Cells write numbers as Python does (``-0.001``, ``10,000``, ``418329``), tables of the record as
 `lib.ledger.wording` does. A page shows both, so what cells wrote is brought into the same form when the page
-is made: a true minus, and a space between thousands from five digits on. Nothing is rounded here.
+is made: a true minus, a space between thousands from five digits on, and no end of a line within a number or
+before its percent sign. Nothing is rounded here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ KEPT_NUMBER = "application/papermill.record/text/plain"
 CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
 NUMBER = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)((?:\.\d+)?(?:e[+-]?\d+)?)")
 WITH_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a line of prose
+NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a line
+BETWEEN_THOUSANDS = re.compile(r"(?<=\d) (?=\d{3}(?!\d))")
+BEFORE_PERCENT = re.compile(r"(?<=[\d\]]) (?=%)")
 
 
 def readable(notebook: dict[str, Any]) -> None:
@@ -33,13 +36,15 @@ def readable(notebook: dict[str, Any]) -> None:
     numbers = glued_numbers(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = GLUED.sub(lambda role: _in_prose(role, numbers), "".join(cell["source"]))
+            prose = GLUED.sub(lambda role: _in_prose(role, numbers), "".join(cell["source"]))
+            cell["source"] = BEFORE_PERCENT.sub(NO_BREAK, prose)
         for output in cell.get("outputs", ()):
             html = output.get("data", {}).get("text/html")
             if html is not None:
-                output["data"]["text/html"] = CELL.sub(
-                    lambda cell: cell[1] + in_table(cell[2]), "".join(html)
+                tables = CELL.sub(
+                    lambda cell: cell[1] + BETWEEN_THOUSANDS.sub(NO_BREAK, in_table(cell[2])), "".join(html)
                 )
+                output["data"]["text/html"] = BEFORE_PERCENT.sub(NO_BREAK, tables)
 
 
 def glued_numbers(notebook: dict[str, Any]) -> dict[str, float]:

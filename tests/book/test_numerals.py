@@ -46,6 +46,14 @@ def test_a_number_in_the_text(value, form, text):
     assert notebook["cells"][0]["source"] == f"before {text} after"
 
 
+def test_a_percent_sign_stays_with_its_number():
+    prose, html = "{glue:text}`chapter-x:.1f` % of 5 %, 100 %", "<p>−9 [−12, −5] % (1 %)</p>"
+    notebook = page(prose, html, **{"chapter-x": 0.25})
+    readable(notebook)
+    text = notebook["cells"][0]["source"] + notebook["cells"][1]["outputs"][-1]["data"]["text/html"]
+    assert text.replace("\N{NO-BREAK SPACE}", "~") == "0.2~% of 5~%, 100~%<p>−9 [−12, −5]~% (1~%)</p>"
+
+
 def test_words_and_unknown_names_are_left_to_the_renderer():
     prose = "{glue:text}`chapter-name` {glue:text}`chapter-missing:.1f`"
     notebook = page(prose, **{"chapter-name": "Xeon(R)"})
@@ -57,13 +65,16 @@ def test_words_and_unknown_names_are_left_to_the_renderer():
     ("cell", "text"),
     [
         ("-0.29", "−0.29"),
-        ("418329", "418 329"),
-        ("4,231,976", "4 231 976"),
+        ("418329", "418~329"),
+        ("4,231,976", "4~231~976"),
+        ("37 748 736", "37~748~736"),
+        ("the first 10 000 of 60 000", "the first 10~000 of 60~000"),
         ("3,751", "3751"),
         ("2018", "2018"),
         ("1e-05", "1e−05"),
-        ("10,000 images", "10 000 images"),
-        ("873,672 tokens, 19.0 % outside the 1,000 words", "873 672 tokens, 19.0 % outside the 1000 words"),
+        ("10,000 images", "10~000 images"),
+        ("873,672 tokens, 19.0 % outside the 1,000 words", "873~672 tokens, 19.0~% outside the 1000 words"),
+        ("conv1 2018 5", "conv1 2018 5"),
         ("ResNet-50", "ResNet-50"),
         ("1, 234", "1, 234"),
         ("6x4096x1024", "6x4096x1024"),
@@ -73,6 +84,8 @@ def test_words_and_unknown_names_are_left_to_the_renderer():
     ],
 )
 def test_a_cell_of_a_table(cell, text):
+    """A tilde stands for the space that no line ends at."""
+    text = text.replace("~", "\N{NO-BREAK SPACE}")
     notebook = page("", f'<table><tr><th class="row1">{cell}</th><td id="T1">{cell}</td></tr></table>')
     readable(notebook)
     shown = notebook["cells"][1]["outputs"][-1]["data"]["text/html"]
