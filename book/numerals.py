@@ -21,7 +21,7 @@ CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
 NUMBER = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)((?:\.\d+)?(?:e[+-]?\d+)?)")
 WITH_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a line
-BETWEEN_THOUSANDS = re.compile(r"(?<=\d) (?=\d{3}(?!\d))")
+THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?: \d{3})+(?!\d)")
 BEFORE_PERCENT = re.compile(r"(?<=[\d\]]) (?=%)")
 
 
@@ -41,9 +41,7 @@ def readable(notebook: dict[str, Any]) -> None:
         for output in cell.get("outputs", ()):
             html = output.get("data", {}).get("text/html")
             if html is not None:
-                tables = CELL.sub(
-                    lambda cell: cell[1] + BETWEEN_THOUSANDS.sub(NO_BREAK, in_table(cell[2])), "".join(html)
-                )
+                tables = CELL.sub(lambda cell: cell[1] + _unbroken(in_table(cell[2])), "".join(html))
                 output["data"]["text/html"] = BEFORE_PERCENT.sub(NO_BREAK, tables)
 
 
@@ -74,6 +72,11 @@ def _in_prose(role: re.Match[str], numbers: dict[str, float]) -> str:
         raise ValueError(f"the text quotes {name}, which is {numbers[name]}")
     written = format(numbers[name], form) if form else str(numbers[name])
     return in_table(written).replace(" ", NO_BREAK)
+
+
+def _unbroken(text: str) -> str:
+    """Text of a cell, its thousands marked for the style sheet: lines may end elsewhere."""
+    return THOUSANDS.sub(r"<span class='number'>\g<0></span>", text)
 
 
 def in_table(text: str) -> str:

@@ -84,8 +84,9 @@ def test_words_and_unknown_names_are_left_to_the_renderer():
     ],
 )
 def test_a_cell_of_a_table(cell, text):
-    """A tilde stands for the space that no line ends at."""
-    text = text.replace("~", "\N{NO-BREAK SPACE}")
+    """A tilde stands for a space that no line ends at: within a number, or before its percent sign."""
+    text = re.sub(r"\d+(~\d+)+", r"<span class='number'>\g<0></span>", text)
+    text = re.sub(r"(?<=\d)~(?=\d)", " ", text).replace("~", "\N{NO-BREAK SPACE}")
     notebook = page("", f'<table><tr><th class="row1">{cell}</th><td id="T1">{cell}</td></tr></table>')
     readable(notebook)
     shown = notebook["cells"][1]["outputs"][-1]["data"]["text/html"]
