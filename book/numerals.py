@@ -1,9 +1,10 @@
-"""Numbers on the pages of chapters: one minus sign, and one way to write thousands.
+"""Numbers and verdicts in the text of chapters: one minus sign, one way to write thousands, verbs as verbs.
 
 Cells write numbers as Python does (``-0.001``, ``10,000``, ``418329``), tables of the record as
 `lib.ledger.wording` does. A page shows both, so what cells wrote is brought into the same form when the page
 is made: a true minus, a space between thousands from five digits on, and no end of a line within a number or
-before its percent sign. Nothing is rounded here.
+before its percent sign. Nothing is rounded here. And "that it is faster is *holds*" is read as "that it is
+faster *holds*", so that the text can be written before the verdict is known.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import math
 import re
 from typing import Any
 
-from lib.ledger.wording import signs
+from lib.ledger.wording import signs, verdicts_as_verbs
 
+GLUED_VERDICT = re.compile(r"\{glue:text\}`([^`:]+)`")
 GLUED = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`]*))?`")
 KEPT_NUMBER = "application/papermill.record/text/plain"
 CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
@@ -28,15 +30,20 @@ BEFORE_PERCENT = re.compile(r"(?<=[\d\]]) (?=%)")
 def readable(notebook: dict[str, Any]) -> None:
     """Bring the numbers of an executed notebook, in its text and in its tables, into the book's form.
 
+    Its verdicts become words of their sentences.
+
     Raises
     ------
     ValueError
         A number in its text is not finite.
     """
-    numbers = glued_numbers(notebook)
+    kept = glued(notebook)
+    words = {name: value for name, value in kept.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in kept.items() if name not in words}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            prose = GLUED.sub(lambda role: _in_prose(role, numbers), "".join(cell["source"]))
+            prose = verdicts_as_verbs("".join(cell["source"]), GLUED_VERDICT, words)
+            prose = GLUED.sub(lambda role: _in_prose(role, numbers), prose)
             cell["source"] = BEFORE_PERCENT.sub(NO_BREAK, prose)
         for output in cell.get("outputs", ()):
             html = output.get("data", {}).get("text/html")
@@ -45,8 +52,8 @@ def readable(notebook: dict[str, Any]) -> None:
                 output["data"]["text/html"] = BEFORE_PERCENT.sub(NO_BREAK, tables)
 
 
-def glued_numbers(notebook: dict[str, Any]) -> dict[str, float]:
-    """The numbers that cells kept for the text, by name; what is no number is left to MyST-NB."""
+def glued(notebook: dict[str, Any]) -> dict[str, float | str]:
+    """The numbers and words that cells kept for the text, by name; what is neither is left to MyST-NB."""
     found = {}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
@@ -58,7 +65,7 @@ def glued_numbers(notebook: dict[str, Any]) -> dict[str, float]:
                 value = float(text) if text in ("nan", "inf", "-inf") else ast.literal_eval(text)
             except (SyntaxError, ValueError):
                 continue
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float | str) and not isinstance(value, bool):
                 found[kept["name"]] = value
     return found
 

@@ -17,6 +17,8 @@ from lib.listing import first_few
 if TYPE_CHECKING:
     from lib.ledger.verdicts import Effect
 
+VERBS = ("holds", "matches memory", "differs from memory")  # of the verdicts; the others are adjectives
+
 
 def badge(verdict: str) -> str:
     """A verdict as a word that the book's style sheet turns into a badge."""
@@ -68,7 +70,29 @@ def interval_of(effect: Effect) -> str:
 
 def with_verdicts(text: str, verdicts: Mapping[str, str], show: Callable[[str, str], str]) -> str:
     """A text of the ledger with each ``{C4}`` replaced by ``show("C4", its verdict)``."""
+    text = verdicts_as_verbs(text, VERDICT_REFERENCE, verdicts)
     return VERDICT_REFERENCE.sub(lambda found: show(found[1], verdicts[found[1]]), text)
+
+
+def verdicts_as_verbs(text: str, reference: re.Pattern[str], verdicts: Mapping[str, str]) -> str:
+    """A text in which a reference to a verdict that is a verb stands alone, without an "is" before it.
+
+    So a sentence can be written for all verdicts: "that it is faster is inconclusive", or "holds".
+
+    Parameters
+    ----------
+    text : str
+        With references between sentences, in italics or not.
+    reference : pattern
+        Of a reference, its first group what it refers to.
+    verdicts : mapping of str to str
+        By what references refer to; others are left as they are.
+    """
+
+    def read(found: re.Match[str]) -> str:
+        return found[2] if verdicts.get(found[3]) in VERBS else found[0]
+
+    return re.sub(rf"\bis(\s+)(\**{reference.pattern})", read, text)
 
 
 def signs(text: str) -> str:

@@ -22,6 +22,16 @@ def test_an_answer_names_claims_and_types_no_verdict(chapter):
     )
 
 
+def test_a_verdict_of_an_answer_is_read_as_a_word_of_its_sentence():
+    verdicts = {"C1": "holds", "C2": "inconclusive"}
+    text = "That it is faster is *{C1}*, that it is better is {C2}; this {C1}."
+    shown = with_verdicts(text, verdicts, lambda name, verdict: f"[{verdict}](#{name})")
+    assert (
+        shown
+        == "That it is faster *[holds](#C1)*, that it is better is [inconclusive](#C2); this [holds](#C1)."
+    )
+
+
 @pytest.mark.parametrize("chapter", sorted(ANSWERS))
 def test_who_has_not_learned_is_a_matter_of_the_ledger(chapter):
     """An answer that says so names a claim with that floor; its badge shows whether it is still so."""

@@ -54,6 +54,23 @@ def test_a_percent_sign_stays_with_its_number():
     assert text.replace("\N{NO-BREAK SPACE}", "~") == "0.2~% of 5~%, 100~%<p>−9 [−12, −5]~% (1~%)</p>"
 
 
+@pytest.mark.parametrize(
+    ("verdict", "sentence"),
+    [
+        ("holds", "That it is faster *{role}* (C1)."),
+        ("matches memory", "That it is faster *{role}* (C1)."),
+        ("differs from memory", "That it is faster *{role}* (C1)."),
+        ("contradicted", "That it is faster is\n*{role}* (C1)."),
+        ("not tested", "That it is faster is\n*{role}* (C1)."),
+    ],
+)
+def test_a_verdict_is_read_as_a_word_of_its_sentence(verdict, sentence):
+    role = "{glue:text}`chapter-found-C1`"
+    notebook = page(f"That it is faster is\n*{role}* (C1).", **{"chapter-found-C1": verdict})
+    readable(notebook)
+    assert notebook["cells"][0]["source"] == sentence.replace("{role}", role)
+
+
 def test_words_and_unknown_names_are_left_to_the_renderer():
     prose = "{glue:text}`chapter-name` {glue:text}`chapter-missing:.1f`"
     notebook = page(prose, **{"chapter-name": "Xeon(R)"})
