@@ -97,7 +97,7 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.started, self._made_from = datetime.now(UTC), git_state(self.root)
         self._clock = time.monotonic()
-        self._altered = _altered_in(self.folder) if self._run else None
+        self._altered, self._earlier_seconds = _noted(self.folder) if self._run else (None, 0.0)
         self._measurements: dict[str, Measurement] = {}
         self._claims: dict[str, ClaimEvidence] = {}
         self._data: dict[str, DataUsed] = {}
@@ -367,7 +367,8 @@ class Record:
         return table.marked("provenance")
 
     def _collect(self) -> Provenance:
-        return collect(self.started, self.root, self._made_from, time.monotonic() - self._clock)
+        seconds = time.monotonic() - self._clock
+        return collect(self.started, self.root, self._made_from, seconds, self._earlier_seconds)
 
     def _in_order(self) -> tuple[ClaimEvidence, ...]:
         return tuple(self._claims[claim.id] for claim in self.ledger.claims if claim.id in self._claims)
@@ -397,12 +398,15 @@ class Record:
         return self.folder / "claims.json"
 
 
-def _altered_in(folder: Path) -> tuple[str, ...] | None:
-    """The parameters of a run that are not the scale's own, as `lib.run` notes them; None if nobody did."""
+def _noted(folder: Path) -> tuple[tuple[str, ...] | None, float]:
+    """What `lib.run` notes of a run: which parameters are not the scale's own (None if nobody did), and the
+    seconds that it had taken before it was continued.
+    """
     try:
-        return tuple(parse_json((folder / "parameters.json").read_bytes())["altered"])
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
+        noted = parse_json((folder / "parameters.json").read_bytes())
+        return tuple(noted["altered"]), float(noted.get("earlier_seconds", 0.0))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None, 0.0
 
 
 def _hashes(files: Sequence[Path]) -> dict[str, str]:

@@ -30,7 +30,8 @@ class Provenance(Schema):
     """How a run came about.
 
     `commit` and `dirty` are None outside a git checkout; `dirty` is true when tracked files differ from the
-    commit or untracked ones lie beside them. `sections` holds wall seconds by heading of the chapter.
+    commit or untracked ones lie beside them. `wall_seconds` are of all sittings of a run that was killed and
+    continued; `started`, `ended` and `sections`, wall seconds by heading of the chapter, are of the last one.
     """
 
     commit: Commit | None
@@ -54,10 +55,12 @@ def collect(
     root: Path = ROOT,
     made_from: tuple[str | None, bool | None] | None = None,
     seconds: float | None = None,
+    earlier_seconds: float = 0.0,
 ) -> Provenance:
     """Provenance of what this process did since `started` (a time with a zone), up to now.
 
-    `seconds` is how long ago that was by a clock that nobody sets (`time.monotonic`).
+    `seconds` is how long ago that was by a clock that nobody sets (`time.monotonic`), `earlier_seconds` what
+    the run had taken before it was killed and continued.
 
     `made_from` is the `git_state` when it started, as a run of hours should name it: others may work in the
     folder while it goes on, and `lib.runs.runner` sees to it that what it measured with stayed the same.
@@ -78,7 +81,7 @@ def collect(
         threads=torch.get_num_threads(),
         started=started,
         ended=ended,
-        wall_seconds=max(0.0, (ended - started).total_seconds()),
+        wall_seconds=earlier_seconds + max(0.0, (ended - started).total_seconds()),
         peak_memory_bytes=peak_memory(),
     )
 

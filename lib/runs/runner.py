@@ -240,7 +240,7 @@ def _execute(
     if commit is None and (request.root / ".git").exists():
         say(f"[{chapter}] no commit in the evidence: git does not tell it (see its safe.directory)")
     description |= {"commit": commit, "parameters": used, "altered": list(request.altered)}
-    description["method"] = request.method
+    description |= {"method": request.method, "earlier_seconds": _earlier_seconds(folder)}
     write_atomically(folder / "parameters.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     if (folder / "checkpoints").exists():
         say(f"[{chapter}] continues from the checkpoints in {shown(folder)}")
@@ -266,6 +266,16 @@ def _execute(
     if where := first_named(folder, places):
         say(f"[{chapter}] {where}, a folder of this machine: it is not archived, nor shown in the book")
     say(f"[{chapter}] complete · {time.monotonic() - began:.0f} s · {counts} · {shown(folder)}")
+
+
+def _earlier_seconds(folder: Path) -> float:
+    """What a run that is continued had taken before, by the times of its files; 0 for one that starts."""
+    checkpoints = list((folder / "checkpoints").glob("**/*"))
+    if not checkpoints or not held(folder):
+        return 0.0
+    began = (folder / "parameters.json").stat().st_mtime
+    written = [path.stat().st_mtime for path in [*checkpoints, folder / "log.txt"] if path.exists()]
+    return float(held(folder).get("earlier_seconds", 0.0)) + max(0.0, max(written) - began)
 
 
 def _keep_notebook(folder: Path, chapter: str, executed: NotebookNode) -> None:

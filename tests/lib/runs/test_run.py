@@ -519,6 +519,12 @@ def test_killed_and_started_again_it_continues(project):
     assert not (folder / "evidence.json").exists()
     (folder / ".evidence.json.0f1e2d3c.tmp").write_text("{")  # as a kill in the middle of writing leaves it
     assert list(temporary.glob("lib-run-*"))
+    noted = json.loads((folder / "parameters.json").read_text())
+    assert noted["earlier_seconds"] == 0
+    # As if it had been killed once before, and then had gone on for a quarter of an hour.
+    (folder / "parameters.json").write_text(json.dumps(noted | {"earlier_seconds": 500}))
+    quarter_before = (folder / "log.txt").stat().st_mtime - 900
+    os.utime(folder / "parameters.json", times=(quarter_before, quarter_before))
     again = project.run("lib.run", "tiny", TMPDIR=str(temporary))
     assert not list(temporary.glob("lib-run-*")) and not list(folder.glob(".*.tmp"))
     assert again.returncode == 0, again.stderr
@@ -526,6 +532,10 @@ def test_killed_and_started_again_it_continues(project):
     log = (folder / "log.txt").read_text()
     assert "step 0 was done" in log and "step 1" in log
     assert (folder / "evidence.json").exists() and not (folder / "checkpoints").exists()
+    seconds = Evidence.load(folder / "evidence.json").provenance.wall_seconds
+    assert 1400 <= seconds < 1700, "all three sittings"
+    assert project.run("lib.run", "tiny", "--force").returncode == 0
+    assert Evidence.load(folder / "evidence.json").provenance.wall_seconds < 300, "from the start"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux: who adopts orphans")
