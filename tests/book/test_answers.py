@@ -14,6 +14,7 @@ def test_an_answer_names_claims_and_types_no_verdict(chapter):
     """A verdict typed by hand would go stale in silence."""
     ledger, answer = load_ledger(chapter), ANSWERS[chapter]
     named = VERDICT_REFERENCE.findall(answer)
+    assert "*" not in answer and "`" not in answer, "an answer is plain text: a page would show the marks"
     assert named and set(named) <= {claim.id for claim in ledger.claims}
     shown = with_verdicts(answer, dict.fromkeys(named, "VERDICT"), lambda name, verdict: verdict)
     assert shown.count("VERDICT") == len(named) and "{" not in shown
