@@ -82,17 +82,17 @@ def verdicts_as_verbs(text: str, reference: re.Pattern[str], verdicts: Mapping[s
     Parameters
     ----------
     text : str
-        With references between sentences, in italics or not.
+        With references in its sentences, in italics or not.
     reference : pattern
-        Of a reference, its first group what it refers to.
+        Of a reference; its first group is the name that it refers to.
     verdicts : mapping of str to str
-        By what references refer to; others are left as they are.
+        Verdicts by name; references to other names are left as they are.
     """
 
     def read(found: re.Match[str]) -> str:
-        return found[2] if verdicts.get(found[3]) in VERBS else found[0]
+        return found[1] if verdicts.get(found[2]) in VERBS else found[0]
 
-    return re.sub(rf"\bis(\s+)(\**{reference.pattern})", read, text)
+    return re.sub(rf"\bis\s+(\**{reference.pattern})", read, text)
 
 
 def signs(text: str) -> str:
