@@ -16,9 +16,8 @@ from typing import Any
 
 from lib.ledger.wording import signs, verdicts_as_verbs
 
-GLUED_VERDICT = re.compile(r"\{glue:text\}`([^`:]+)`")
 GLUED = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`]*))?`")
-KEPT_NUMBER = "application/papermill.record/text/plain"
+KEPT = "application/papermill.record/text/plain"
 CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
 NUMBER = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)((?:\.\d+)?(?:e[+-]?\d+)?)")
 WITH_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
@@ -42,7 +41,7 @@ def readable(notebook: dict[str, Any]) -> None:
     numbers = {name: value for name, value in kept.items() if name not in words}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            prose = verdicts_as_verbs("".join(cell["source"]), GLUED_VERDICT, words)
+            prose = verdicts_as_verbs("".join(cell["source"]), GLUED, words)
             prose = GLUED.sub(lambda role: _in_prose(role, numbers), prose)
             cell["source"] = BEFORE_PERCENT.sub(NO_BREAK, prose)
         for output in cell.get("outputs", ()):
@@ -60,7 +59,7 @@ def glued(notebook: dict[str, Any]) -> dict[str, float | str]:
             kept = output.get("metadata", {}).get("scrapbook")
             if kept is None:
                 continue
-            text = "".join(output.get("data", {}).get(KEPT_NUMBER, ""))
+            text = "".join(output.get("data", {}).get(KEPT, ""))
             try:
                 value = float(text) if text in ("nan", "inf", "-inf") else ast.literal_eval(text)
             except (SyntaxError, ValueError):

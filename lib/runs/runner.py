@@ -270,12 +270,12 @@ def _execute(
 
 def _earlier_seconds(folder: Path) -> float:
     """What a run that is continued had taken before, by the times of its files; 0 for one that starts."""
-    checkpoints = list((folder / "checkpoints").glob("**/*"))
-    if not checkpoints or not held(folder):
+    before, checkpoints = held(folder), list((folder / "checkpoints").glob("**/*"))
+    if not checkpoints or not before:
         return 0.0
     began = (folder / "parameters.json").stat().st_mtime
     written = [path.stat().st_mtime for path in [*checkpoints, folder / "log.txt"] if path.exists()]
-    return float(held(folder).get("earlier_seconds", 0.0)) + max(0.0, max(written) - began)
+    return float(before.get("earlier_seconds", 0.0)) + max(0.0, max(written) - began)
 
 
 def _keep_notebook(folder: Path, chapter: str, executed: NotebookNode) -> None:
