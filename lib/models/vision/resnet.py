@@ -142,7 +142,9 @@ class ResNet(nn.Module):
         ResNeXt's cardinality and bottleneck width: the 3×3 of the first stage has ``groups ·
         width_per_group`` channels.
     width
-        Factor on all channels (1/4: a network of about 1/16 of the weights).
+        Factor on all channels (1/4: a network of about 1/16 of the weights). With fewer than 8 channels
+        (basic blocks narrower than 1/8) the projections meet a fault of PyTorch 2.13 on CPUs: the backward
+        pass of a 1×1 convolution of stride 2 writes out of bounds where its input is in channels-last order.
     stride_in_1x1
         The paper's bottleneck rather than torchvision's.
     small_images

@@ -54,7 +54,7 @@ def pictures(count: int = 64) -> ImageSet:
 
 def network() -> ResNet:
     seeded(0)
-    return resnet(18, width=0.0625, in_channels=1, num_classes=2, small_images=True)
+    return resnet(18, width=0.125, in_channels=1, num_classes=2, small_images=True)
 
 
 def language_model() -> LSTMLanguageModel:

@@ -30,7 +30,7 @@ def batch_at(number: int) -> dict[str, torch.Tensor]:
 def trained(checkpoint: Path | None, batch_at: Callable = batch_at) -> dict[str, torch.Tensor]:
     """Its weights after all steps, by a model of its own."""
     seeded(0)
-    model = FsreDepth(width=1 / 16, classes=3, scales=(0,))
+    model = FsreDepth(width=1 / 8, classes=3, scales=(0,))
     fit(model, batch_at, steps=STEPS, checkpoint=checkpoint, checkpoint_seconds=0)
     return model.state_dict()
 
