@@ -3,7 +3,8 @@
 Seeds of a long experiment run apart, on all cores; its claims are judged over all of them together. Pooled is
 only what differs in nothing but the seeds: the same parameters, method, data and packages, no seed twice.
 Arrays per seed are strung together in the order of seeds, results per test unit too, and what the units add
-to the error bars is computed anew from these; arithmetic must be equal in all runs. What was pooled before
+to the error bars is computed anew from these; arithmetic must be equal in all runs, but for the last digits,
+in which processors differ: the first run's stand. What was pooled before
 pools again: the first seeds of a plan, archived, with the rest.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ from lib.ledger.units import UnitSpread
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Relative difference of numbers that are the same arithmetic on two processors.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def _measurement(runs: Sequence[CompleteRun], number: int, replicate: str) -> Me
             per_seed = [len(array) == len(run.seeds) for array, run in zip(arrays, runs, strict=True)]
             if replicate == "seed" and all(per_seed):
                 measured[metric][arm] = tuple(value for array in arrays for value in array)
-            elif len(set(arrays)) == 1:
+            elif all(_alike(array, arrays[0]) for array in arrays):
                 measured[metric][arm] = arrays[0]
             elif replicate == "seed":
                 raise ValueError(f"{where[0]}, {metric} of {arm}: neither one number per seed nor all equal")
@@ -185,9 +190,18 @@ def _same_names(mappings: Sequence[Mapping[str, Any]], where: Sequence[str]) -> 
     return list(mappings[0])
 
 
+def _alike(value: Any, other: Any) -> bool:
+    """Equal, floating-point numbers to a millionth: another processor rounds otherwise."""
+    if isinstance(value, tuple) and isinstance(other, tuple):
+        return len(value) == len(other) and all(map(_alike, value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=ROUNDING)
+    return value == other
+
+
 def _equal(values: Sequence[Any], where: Sequence[str]) -> Any:
     for value, place in zip(values, where, strict=True):
-        if value != values[0]:
+        if not _alike(value, values[0]):
             raise ValueError(f"{place} is {value!r}, not {values[0]!r}: arithmetic does not vary by seed")
     return values[0]
 

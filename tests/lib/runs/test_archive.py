@@ -293,6 +293,19 @@ def test_runs_that_differ_in_more_than_seeds_do_not_pool(copies, root):
     assert "'method' is measured in some runs only" in changed(measurements=list(numbers.values()))
 
 
+def test_the_last_digits_of_another_processor_do_not_keep_runs_apart(copies, root):
+    content = json.loads((copies[2] / "evidence.json").read_text())
+    (arithmetic,) = (m for m in content["measurements"] if m["claim"] == "E1")
+    arithmetic["measured"]["number"] = 4.0 * (1 + 3e-6)
+    edit(copies[2], "evidence.json", measurements=content["measurements"])
+    assert "arithmetic does not vary by seed" in refused(copies, root)
+    arithmetic["measured"]["number"] = 4.0 * (1 + 3e-7)
+    edit(copies[2], "evidence.json", measurements=content["measurements"])
+    pooled = json.loads((archive(copies, root) / "evidence.json").read_text())
+    (kept,) = (m["measured"] for m in pooled["measurements"] if m["claim"] == "E1")
+    assert kept["number"] == 4.0
+
+
 def test_results_per_unit_must_be_those_of_the_claims(copies, root):
     path = copies[1] / "tables/per-user.csv.gz"
     content = path.read_bytes()
