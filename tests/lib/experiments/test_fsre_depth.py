@@ -50,7 +50,7 @@ from lib.metrics.depth import counted, depth_errors
 from lib.runs.request import resolve
 
 SETTINGS = Settings(
-    channels=1 / 16,
+    channels=1 / 8,
     scales=(0, 1),
     batch_size=2,
     steps=2,
