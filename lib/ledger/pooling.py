@@ -4,8 +4,8 @@ Seeds of a long experiment run apart, on all cores; its claims are judged over a
 only what differs in nothing but the seeds: the same parameters, method, data and packages, no seed twice.
 Arrays per seed are strung together in the order of seeds, results per test unit too, and what the units add
 to the error bars is computed anew from these; arithmetic must be equal in all runs, but for the last digits,
-in which processors differ: the first run's stand. What was pooled before
-pools again: the first seeds of a plan, archived, with the rest.
+in which processors differ: the first run's stand. What was pooled before pools again: the first seeds of a
+plan, archived, with the rest.
 """
 
 from __future__ import annotations

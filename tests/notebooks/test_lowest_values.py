@@ -11,7 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from lib.models.depth.resnet_pyramid import ResnetPyramid
+from lib.models.vision.resnet import resnet
 from lib.runs.parameters import Parameter, read_parameters
 from lib.runs.request import chapters, read_chapter, resolve
 from tests.notebooks.conftest import ROOT, start_at_smoke
@@ -109,3 +112,25 @@ def test_a_lowest_value_runs_or_is_refused_at_once(chapter, name, value, tmp_pat
 )
 def test_lowest_values_by_hand(annotation, domain, expected):
     assert values(Parameter("x", annotation, None, "", domain)) == expected
+
+
+def narrowest_projection(network: nn.Module) -> int:
+    """Channels that the 1×1 convolutions of a stride read, at the least."""
+    strided = (one for one in network.modules() if isinstance(one, nn.Conv2d) and one.stride != (1, 1))
+    return min(one.in_channels for one in strided if one.kernel_size == (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("chapter", "name", "make"),
+    [
+        ("fsre_depth", "channels", lambda width: ResnetPyramid(width=width)),
+        ("precision_highway", "width", lambda width: resnet(18, width=width, small_images=True)),
+        ("value_aware", "width", lambda width: resnet(18, width=width, small_images=True)),
+    ],
+)
+def test_no_chapter_trains_projections_that_write_out_of_bounds(chapter, name, make):
+    """From 2 to 7 channels PyTorch 2.13 does, on CPUs and in channels-last order; kernels died of it."""
+    domain = read_parameters(read_chapter(chapter), chapter)[name].domain
+    (width,) = lowest(float, domain)
+    assert narrowest_projection(make(width)) >= 8 > narrowest_projection(make(width / 2))
+    assert resolve(chapter, "smoke", fetch=False).parameters[name] >= width

@@ -9,10 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lib.cost.operations import count_operations, count_parameters, totals
-from lib.models.depth.resnet_pyramid import ResnetPyramid
 from lib.models.vision.resnet import BasicBlock, Bottleneck, ResNet, resnet, resnext
-from lib.runs.parameters import read_parameters
-from lib.runs.request import read_chapter, resolve
 
 
 def on_meta(make, **options) -> nn.Module:
@@ -158,28 +155,6 @@ def test_three_stages():
 def test_bad_sizes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def narrowest_projection(network: nn.Module) -> int:
-    """Channels that the 1×1 convolutions of a stride read, at the least."""
-    strided = (one for one in network.modules() if isinstance(one, nn.Conv2d) and one.stride != (1, 1))
-    return min(one.in_channels for one in strided if one.kernel_size == (1, 1))
-
-
-@pytest.mark.parametrize(
-    ("chapter", "name", "make"),
-    [
-        ("fsre_depth", "channels", lambda width: ResnetPyramid(width=width)),
-        ("precision_highway", "width", lambda width: resnet(18, width=width, small_images=True)),
-        ("value_aware", "width", lambda width: resnet(18, width=width, small_images=True)),
-    ],
-)
-def test_no_chapter_trains_projections_that_write_out_of_bounds(chapter, name, make):
-    """From 2 to 7 channels PyTorch 2.13 does, on CPUs and in channels-last order; kernels died of it."""
-    domain = read_parameters(read_chapter(chapter), chapter)[name].domain
-    lowest = float(domain.removeprefix("in [").split(",")[0])
-    assert narrowest_projection(make(lowest)) >= 8 > narrowest_projection(make(lowest / 2))
-    assert resolve(chapter, "smoke", fetch=False).parameters[name] >= lowest
 
 
 def test_projections_of_eight_channels_train_in_channels_last_order():
