@@ -51,9 +51,9 @@ book: $(INSTALLED)  ## run what is missing, then build _build/html; nothing to d
 	@$(BIN)/python -m snakemake --config scale=$(SCALE)
 	@echo "the book: _build/html/index.html (make serve)"
 
-test: $(INSTALLED)  ## all tests, in parallel; then the benchmarks, one at a time. Some: make test TESTS=tests/lib/ledger
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not benchmark" $(TESTS)
-	@$(if $(TESTS),,$(BIN)/python -m pytest -q -m benchmark)
+test: $(INSTALLED)  ## all tests in parallel, then the benchmarks. Some: make test TESTS=tests/lib/ledger
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not benchmark and not large" $(TESTS)
+	@$(if $(TESTS),,$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m benchmark)
 
 notebooks: $(INSTALLED)  ## notebooks/*.md as .ipynb, to open in Jupyter (git-ignored)
 	@$(BIN)/python -m jupytext --to ipynb notebooks/*.md

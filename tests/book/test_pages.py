@@ -169,6 +169,7 @@ async function look(page) {
 (async () => { const found = []; for (const page of pages) found.push(await look(page));
   document.getElementById("result").textContent = JSON.stringify(found); })();
 </script></body>"""
+LOOKS = [(390, "dark"), (1280, "light")]  # each loads every page anew, and typesets it
 TEXT = "article .verdict, article .mark-synthetic, article .mark-recalled, article td, article th, article p"
 
 
@@ -218,9 +219,9 @@ def browse(html, pages, tmp_path_factory):
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_the_screen(browse, pages, width):
-    found = browse(width, "light")
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_no_page_is_wider_than_the_screen(browse, pages, width, theme):
+    found = browse(width, theme)
     assert len(found) == len(pages)
     assert [(one["page"], one["width"]) for one in found if one["width"] > width] == []
 
@@ -251,7 +252,7 @@ def test_contrast_is_the_formula_of_wcag():
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_text_and_badges_have_enough_contrast(browse, width, theme):
     pale = {
         (one["page"], *text)

@@ -1,4 +1,7 @@
-"""The paper scale of StyleMapGAN, dry: published sizes at 256 pixels, a folder of photographs, all losses."""
+"""The paper scale of StyleMapGAN, dry: published sizes at 256 pixels, a folder of photographs, all losses.
+
+A round takes minutes and 5 GB, so it is not part of `make test`, whose rounds with all losses are narrower.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,7 @@ def test_the_scale_has_the_published_sizes(asked):
     assert asked["adversarial_steps"] * asked["batch_size"] == 5_000_000
 
 
+@pytest.mark.large
 def test_a_round_with_all_losses_on_photographs(asked, folder, tmp_path):
     names = ("resolution", "width", "learning_rate", "adversarial_rate", "average_decay")
     settings = Settings(
