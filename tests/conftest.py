@@ -147,6 +147,13 @@ def pytest_runtest_setup(item):
     torch.manual_seed(seed)
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder for what the processes of one `pytest -n` make once for all; its maker holds a lock."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 class Project:
     """A copy of what a run needs, with tiny chapters in place of the real ones."""
 

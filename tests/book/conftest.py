@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,13 +164,18 @@ def made_up_request():
 
 
 @pytest.fixture(scope="session")
-def book(tmp_path_factory):
-    """Root of the whole book, built once on made-up runs."""
-    root = make_root(tmp_path_factory.mktemp("book"))
-    for chapter in ("template", "meantime"):
-        archive_chapter(root, chapter)
-    verdict_simulation.write(root / simulation_folder(root), claims=200)
-    builder.build(root, SCALE, environ={}, resolve=request)
+def book(shared_folder):
+    """Root of the whole book, built once on made-up runs; tests leave it as it is."""
+    root = shared_folder / "book"
+    with FileLock(f"{root}.lock"):
+        if not (root / "_build/html").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            make_root(root)
+            for chapter in ("template", "meantime"):
+                archive_chapter(root, chapter)
+            verdict_simulation.write(root / simulation_folder(root), claims=200)
+            builder.build(root, SCALE, environ={}, resolve=request)
     return root
 
 

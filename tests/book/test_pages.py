@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from filelock import FileLock
 
 from book import build as builder
 
@@ -44,6 +45,12 @@ def parse(path):
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+@functools.cache
+def places(path):
+    """What a link can lead to on a page."""
+    return {element["id"] for element in parse(path).find_all(id=True)}
+
+
 def chapters(pages):
     return {name: page for name, page in pages.items() if name.startswith("notebooks/")}
 
@@ -60,7 +67,7 @@ def test_internal_links_and_anchors_resolve(html, pages):
                 dead.append(f"{name}: {link['href']}")
                 continue
             place = unquote(url.fragment) if target.suffix == ".html" else ""
-            if place and parse(target.resolve()).find(id=place) is None:
+            if place and place not in places(target.resolve()):
                 dead.append(f"{name}: {link['href']} (no such place)")
     assert dead == []
 
@@ -191,7 +198,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def browse(html, pages, tmp_path_factory):
+def browse(html, pages, shared_folder, tmp_path_factory):
     """A function of width and theme that opens every page in headless Chromium and says what it measured."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -199,8 +206,7 @@ def browse(html, pages, tmp_path_factory):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    @functools.cache
-    def run(width, theme):
+    def look(width, theme):
         names = json.dumps([f"/{name}.html" for name in pages])
         Quiet.probe = PROBE % {"pages": names, "width": width, "theme": theme, "text": json.dumps(TEXT)}
         flags = (
@@ -212,6 +218,14 @@ def browse(html, pages, tmp_path_factory):
         command = [chromium, *flags.split(), f"--user-data-dir={profile}", f"--window-size={width + 20},900"]
         done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, check=True)
         return json.loads(BeautifulSoup(done.stdout, "html.parser").find(id="result").get_text())
+
+    def run(width, theme):
+        which = "published" if html == PUBLISHED else "made-up"
+        told = shared_folder / f"{which}-{width}-{theme}.json"
+        with FileLock(f"{told}.lock"):
+            if not told.exists():
+                told.write_text(json.dumps(look(width, theme)), encoding="utf-8")
+        return json.loads(told.read_text(encoding="utf-8"))
 
     yield run
     server.shutdown()

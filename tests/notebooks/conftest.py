@@ -76,17 +76,14 @@ def run_at_smoke(chapter: str, out: Path) -> Smoke:
 
 
 @pytest.fixture(scope="session")
-def at_smoke(tmp_path_factory) -> Callable[[str], Smoke]:
+def at_smoke(shared_folder) -> Callable[[str], Smoke]:
     """The run of a chapter that all tests share, in whichever process they are."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
 
     def run(chapter: str) -> Smoke:
-        told = folder / f"{chapter}.json"
-        with FileLock(folder / f"{chapter}.lock"):
+        told = shared_folder / f"{chapter}.json"
+        with FileLock(shared_folder / f"{chapter}.lock"):
             if not told.exists():
-                told.write_text(json.dumps(asdict(run_at_smoke(chapter, folder / chapter))))
+                told.write_text(json.dumps(asdict(run_at_smoke(chapter, shared_folder / chapter))))
         return Smoke(**json.loads(told.read_text()))
 
     return run
