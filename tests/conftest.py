@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +150,23 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> Path:
-    """A folder for what the processes of one `pytest -n` make once for all; its maker holds a lock."""
+    """The folder that all processes of one `pytest -n` have together."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def once(shared_folder) -> Callable[[str, Callable], object]:
+    """``once(name, make)``: what `make()` returned, as JSON has it, in the first process that asked."""
+
+    def get(name: str, make: Callable) -> object:
+        told = shared_folder / f"{name}.json"
+        with FileLock(f"{told}.lock"):
+            if not told.exists():
+                told.write_text(json.dumps(make()), encoding="utf-8")
+        return json.loads(told.read_text(encoding="utf-8"))
+
+    return get
 
 
 class Project:

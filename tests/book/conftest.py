@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,19 +163,18 @@ def made_up_request():
 
 
 @pytest.fixture(scope="session")
-def book(shared_folder):
+def book(once, tmp_path_factory):
     """Root of the whole book, built once on made-up runs; tests leave it as it is."""
-    root = shared_folder / "book"
-    with FileLock(f"{root}.lock"):
-        if not (root / "_build/html").exists():
-            shutil.rmtree(root, ignore_errors=True)
-            root.mkdir()
-            make_root(root)
-            for chapter in ("template", "meantime"):
-                archive_chapter(root, chapter)
-            verdict_simulation.write(root / simulation_folder(root), claims=200)
-            builder.build(root, SCALE, environ={}, resolve=request)
-    return root
+
+    def make():
+        root = make_root(tmp_path_factory.mktemp("book"))
+        for chapter in ("template", "meantime"):
+            archive_chapter(root, chapter)
+        verdict_simulation.write(root / simulation_folder(root), claims=200)
+        builder.build(root, SCALE, environ={}, resolve=request)
+        return str(root)
+
+    return Path(once("book", make))
 
 
 SMALL_TOC = """\

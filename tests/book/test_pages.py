@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from filelock import FileLock
 
 from book import build as builder
 
@@ -198,7 +197,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def browse(html, pages, shared_folder, tmp_path_factory):
+def browse(html, pages, once, tmp_path_factory):
     """A function of width and theme that opens every page in headless Chromium and says what it measured."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -221,11 +220,7 @@ def browse(html, pages, shared_folder, tmp_path_factory):
 
     def run(width, theme):
         which = "published" if html == PUBLISHED else "made-up"
-        told = shared_folder / f"{which}-{width}-{theme}.json"
-        with FileLock(f"{told}.lock"):
-            if not told.exists():
-                told.write_text(json.dumps(look(width, theme)), encoding="utf-8")
-        return json.loads(told.read_text(encoding="utf-8"))
+        return once(f"{which}-{width}-{theme}", lambda: look(width, theme))
 
     yield run
     server.shutdown()

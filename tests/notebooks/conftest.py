@@ -1,7 +1,6 @@
 """What tests of whole chapters share: a run of each at scale smoke, and pictures for the paper scales."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,15 +74,11 @@ def run_at_smoke(chapter: str, out: Path) -> Smoke:
 
 
 @pytest.fixture(scope="session")
-def at_smoke(shared_folder) -> Callable[[str], Smoke]:
+def at_smoke(once, shared_folder) -> Callable[[str], Smoke]:
     """The run of a chapter that all tests share, in whichever process they are."""
 
     def run(chapter: str) -> Smoke:
-        told = shared_folder / f"{chapter}.json"
-        with FileLock(shared_folder / f"{chapter}.lock"):
-            if not told.exists():
-                told.write_text(json.dumps(asdict(run_at_smoke(chapter, shared_folder / chapter))))
-        return Smoke(**json.loads(told.read_text()))
+        return Smoke(**once(chapter, lambda: asdict(run_at_smoke(chapter, shared_folder / chapter))))
 
     return run
 
