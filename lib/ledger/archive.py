@@ -326,8 +326,8 @@ def largest(pieces: Iterable[Piece]) -> Piece | None:
 
 
 def same_setting(evidence: Evidence, pieces: Iterable[Piece]) -> Piece | None:
-    """The latest piece with the chapter, scale, parameters and seeds of a run; None if none has them."""
-    able = [piece for piece in pieces if _setting(piece.evidence) == _setting(evidence)]
+    """The latest piece with the chapter, scale and parameters of a run, and at least its seeds; or None."""
+    able = [piece for piece in pieces if not _another(evidence, piece.evidence)]
     return max(able, key=lambda piece: piece.ended, default=None)
 
 
@@ -337,26 +337,28 @@ def repeats(book: Evidence, archive: Evidence) -> pd.DataFrame:
     Parameters
     ----------
     book, archive : Evidence
-        Of the same chapter, parameters and seeds.
+        Of the same chapter and parameters; the seeds of `book` are among those of `archive`.
 
     Returns
     -------
     DataFrame
-        A row per metric and arm that both measured: ``here`` and ``archived`` (means over replicates),
-        their ``difference``, the ``spread`` (standard deviation of the archived replicates, NaN for one) and
-        whether the difference lies ``within`` it, a rounding error included; None without a spread.
+        A row per metric and arm that both measured: ``here`` and ``archived`` (means over replicates; over the
+        seeds of `book` where replicates are seeds), their ``difference``, the ``spread`` (standard deviation
+        of all archived replicates, NaN for one) and whether the difference lies ``within`` it, a rounding
+        error included; None without a spread.
 
     Raises
     ------
     ValueError
-        Another chapter, or a parameter that differs.
+        Another chapter, a parameter that differs, or a seed that was not archived.
     """
     import numpy as np
     import pandas as pd
 
-    if difference := first_difference(_setting(book), _setting(archive)):
+    if difference := _another(book, archive):
         raise ValueError(f"not the same setting: {difference}")
     theirs = {measurement.claim: measurement.measured for measurement in archive.measurements}
+    kept, seeds = archive.parameters["seeds"], book.parameters["seeds"]
     rows = {}
     for measurement in book.measurements:
         for metric, arms in measurement.measured.items():
@@ -366,7 +368,9 @@ def repeats(book: Evidence, archive: Evidence) -> pd.DataFrame:
                     rows.setdefault((metric, arm, values, then))
     table = []
     for metric, arm, values, then in rows:
-        here, archived_mean = float(np.mean(values)), float(np.mean(then))
+        a_seed_each = (len(values), len(then)) == (len(seeds), len(kept))
+        same = [then[kept.index(seed)] for seed in seeds] if a_seed_each else then
+        here, archived_mean = float(np.mean(values)), float(np.mean(same))
         spread = float(np.std(then, ddof=1)) if len(then) > 1 else np.nan
         near = abs(here - archived_mean) <= spread + 1e-9 * max(abs(here), abs(archived_mean))
         within = near if len(then) > 1 else None
@@ -375,8 +379,15 @@ def repeats(book: Evidence, archive: Evidence) -> pd.DataFrame:
     return pd.DataFrame(table, columns=columns)
 
 
-def _setting(evidence: Evidence) -> dict[str, object]:
-    return {"chapter": evidence.chapter, "scale": evidence.scale, **evidence.parameters}
+def _another(book: Evidence, archive: Evidence) -> str:
+    """What differs between the settings of two runs; empty if nothing but that `archive` has more seeds."""
+    one, other = (
+        {"chapter": evidence.chapter, "scale": evidence.scale, **evidence.parameters}
+        for evidence in (book, archive)
+    )
+    if set(one["seeds"]) <= set(other["seeds"]):
+        one["seeds"] = other["seeds"]
+    return first_difference(one, other)
 
 
 def first_difference(one: Mapping[str, object], other: Mapping[str, object]) -> str:

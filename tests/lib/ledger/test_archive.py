@@ -270,6 +270,21 @@ def test_a_run_made_again_stands_beside_the_archived_one(root):
     assert table["within"].tolist() == [arm == "Student" for arm in table["arm"]]
 
 
+def test_a_run_of_fewer_seeds_stands_beside_those_seeds(root):
+    """And the spread is that over all seeds that were archived."""
+    then = Evidence.load(keep(root, "book", "2026-11-01"))
+    last = {arm: values[3:] for arm, values in COVERED.items()}
+    here = Evidence.load(keep(root, "book", "2026-11-02", seeds=(3,), covered=last))
+    assert Path(same_setting(here, archived("template", root)[:1]).folder).name == "book-2026-11-01"
+    table = repeats(here, then).set_index(["metric", "arm"])
+    row = table.loc[(SIZES[0], "Student")]
+    assert (row["here"], row["archived"], row["difference"]) == (0.96, 0.96, 0), "0.945 is the mean of all"
+    assert row["spread"] == pytest.approx(0.0129099, abs=1e-6) and row["within"]
+    assert same_setting(then, archived("template", root)[1:]) is None
+    with pytest.raises(ValueError, match=r"not the same setting: seeds is \[0, 1, 2, 3\], not \[3\]"):
+        repeats(then, here)
+
+
 def test_runs_of_another_setting_are_not_compared(root):
     then = Evidence.load(keep(root, "book", "2026-11-01"))
     other = Evidence.load(keep(root, "book", "2026-11-02", seeds=(4, 5, 6, 7)))
