@@ -132,8 +132,8 @@ os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=4, help="how often runs of chapters are killed")
-    parser.addoption("--lowest", type=int, default=2, help="how many lowest values of parameters are tried")
+    parser.addoption("--kills", type=int, default=2, help="how often runs of chapters are killed")
+    parser.addoption("--lowest", type=int, default=1, help="how many lowest values of parameters are tried")
     parser.addoption(
         "--seed", type=int, default=0, help="of those moments, and of what is drawn without a seed"
     )

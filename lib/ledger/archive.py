@@ -342,10 +342,10 @@ def repeats(book: Evidence, archive: Evidence) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row per metric and arm that both measured: ``here`` and ``archived`` (means over replicates; over the
-        seeds of `book` where replicates are seeds), their ``difference``, the ``spread`` (standard deviation
-        of all archived replicates, NaN for one) and whether the difference lies ``within`` it, a rounding
-        error included; None without a spread.
+        A row per metric and arm that both measured: ``here`` and ``archived`` (means over replicates; over
+        the seeds of `book` where replicates are seeds), their ``difference``, the ``spread`` (standard
+        deviation of all archived replicates, NaN for one) and whether the difference lies ``within`` it, a
+        rounding error included; None without a spread.
 
     Raises
     ------

@@ -300,21 +300,23 @@ def test_text_holds_no_outputs(chapter):
         assert not cell.outputs and cell.execution_count is None
 
 
-def is_within_budget(seconds: float, again: Callable[[], float], template: Callable[[], float]) -> bool:
+def is_within_budget(
+    seconds: float, template: float, again: Callable[[], float], template_again: Callable[[], float]
+) -> bool:
     """What took too many processor seconds is looked at again, each time beside the template."""
     for look in range(LOOKS):
-        seconds = again() if look else seconds
-        if seconds < SMOKE_SECONDS or seconds < TEMPLATES * template():
+        seconds, template = (again(), template_again()) if look else (seconds, template)
+        if seconds < SMOKE_SECONDS or seconds < TEMPLATES * template:
             return True
     return False
 
 
 def test_the_budget_is_over_only_at_every_look():
     never = pytest.fail
-    assert is_within_budget(19.0, never, never)
-    assert is_within_budget(69.0, never, lambda: 7.0)
-    assert is_within_budget(71.0, iter([80.0, 69.0]).__next__, lambda: 7.0)
-    assert not is_within_budget(71.0, iter([80.0, 75.0]).__next__, lambda: 7.0)
+    assert is_within_budget(19.0, 1.0, never, never)
+    assert is_within_budget(69.0, 7.0, never, never)
+    assert is_within_budget(71.0, 7.0, iter([80.0, 69.0]).__next__, lambda: 7.0)
+    assert not is_within_budget(71.0, 7.0, iter([80.0, 75.0]).__next__, lambda: 7.0)
 
 
 @every_chapter
@@ -336,9 +338,9 @@ def test_it_runs_at_smoke_within_its_budget(chapter, at_smoke, tmp_path):
     assert not [output.text for output in outputs if output.get("name") == "stderr"], (
         "a page shows no warnings"
     )
-    again, template = (
+    again, template_again = (
         lambda name=name: run_at_smoke(name, Path(tempfile.mkdtemp(dir=tmp_path)) / "run").seconds
         for name in (chapter, "template")
     )
-    assert is_within_budget(done.seconds, again, template)
+    assert is_within_budget(done.seconds, at_smoke("template").seconds, again, template_again)
     assert evidence.provenance.peak_memory_bytes < SMOKE_BYTES
