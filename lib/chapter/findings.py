@@ -6,7 +6,9 @@ is none, this run's own. All of it is drawn from evidence, so a page is made aga
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from lib.ledger.verdicts import Effect
 from lib.ledger.wording import format_interval, interval_of
 from lib.listing import plural
 
+LABEL = 84  # characters of a line above an interval
+LINE = 0.3  # height of one more such line, where a claim's place is 1
+
 
 def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     """A line for each claim with an effect: its interval around the limit, every line on a scale of its own.
@@ -33,23 +38,31 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     shown = [claim for claim in claims if claim.interval and claim.interval.low is not None]
     if not shown:
         return _words("No interval yet: too few seeds, or nothing judged so far.")
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.62 * len(shown)))
-    for place, claim in enumerate(shown):
+    told = [_label(claim.interval) for claim in shown]
+    places = list(accumulate((1 + LINE * (len(lines) - 1) for lines in told[1:]), initial=0))
+    above = LINE * (len(told[0]) - 1)  # the first line, where it needs more than one
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.62 * (places[-1] + 1 + above)))
+    for place, claim, lines in zip(places, shown, told, strict=True):
         effect = claim.interval
         widest = max(abs(effect.low), abs(effect.high)) or 1.0
         ends = [[(effect.mean - effect.low) / widest], [(effect.high - effect.mean) / widest]]
         axis.errorbar(effect.mean / widest, place, xerr=ends, fmt="o", color="#1f5f8b", capsize=4)
-        told = f"{effect.label}: {_quantity(effect)}"
-        label = axis.text(-1.05, place - 0.36, told, fontsize=9, va="center", parse_math=False)
+        label = axis.text(-1.05, place - 0.22, "\n".join(lines), fontsize=9, va="bottom", parse_math=False)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the limit's line runs below
+        label.set_in_layout(False)  # it may be wider than the lines, which stay as wide as they are
         axis.text(1.12, place, f"{claim.id}: {claim.verdict}", fontsize=10, va="center", weight="bold")
         axis.text(1.12, place + 0.33, interval_of(effect), fontsize=9, va="center")
     axis.axvline(0, color="#555555", linestyle=":")
-    axis.set(xlim=(-1.1, 1.1), ylim=(len(shown) - 0.6, -0.75), xticks=[], yticks=[])
+    axis.set(xlim=(-1.1, 1.1), ylim=(places[-1] + 0.4, -0.75 - above), xticks=[], yticks=[])
     axis.set_xlabel("against the claim  ←  limit  →  for the claim")
     axis.grid(visible=False)
     axis.spines["left"].set_visible(False)
     return figure
+
+
+def _label(effect: Effect) -> list[str]:
+    """What was measured, in lines that tear no number apart."""
+    return textwrap.wrap(f"{effect.label}: " + _quantity(effect).replace(" ", "\N{NO-BREAK SPACE}"), LABEL)
 
 
 def _words(text: str) -> Figure:

@@ -52,6 +52,24 @@ def test_the_line_of_a_claim_lies_on_the_claimed_side_if_it_holds():
         assert "[" in texts[0] and texts[2] == "96 % interval"
 
 
+def test_a_long_label_takes_lines_and_leaves_the_intervals_their_width():
+    drawn = []
+    for name in ("short", "a name of an arm that is long, like others − " * 3):
+        claim = evidence("C3")
+        claim = claim.model_copy(update={"interval": claim.interval.model_copy(update={"label": name})})
+        figure = findings.findings_figure([evidence("C3"), claim, evidence("C3")])
+        figure.canvas.draw()
+        drawn.append((figure.axes[0], figure.axes[0].texts[3].get_text().splitlines()))
+    (narrow, short), (wide, long) = drawn
+    assert len(short) == 1 < len(long) and max(map(len, long)) <= findings.LABEL
+    assert "[" in long[-1] and "]" in long[-1], "an interval stays in a line"
+    assert wide.get_position().width == pytest.approx(narrow.get_position().width)
+    for axis, _ in drawn:
+        above, own = (bar.lines[0].get_window_extent().y0 for bar in axis.containers[:2])
+        label = axis.texts[3].get_window_extent()
+        assert own < label.y0 and label.y1 < above, "it stands between the interval above and its own"
+
+
 def test_without_an_interval_the_figure_says_so():
     figure = findings.findings_figure([evidence("C3", seeds=2)])
     assert [text.get_text() for text in figure.axes[0].texts] == [
