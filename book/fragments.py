@@ -99,11 +99,11 @@ def status(evidence: Mapping[str, Evidence], root: Path) -> str:
         commit = f"`{made.commit[:10]}`" if made.commit else "none"
         commit += " with uncommitted changes" if made.dirty else ""
         machine = f"{made.processor}, {made.threads}" + (f", {made.accelerator}" if made.accelerator else "")
+        took = f"{format_number(made.wall_seconds, 0)}\N{NO-BREAK SPACE}s"
+        memory = f"{format_number(made.peak_memory_bytes / 2**20, 0)}\N{NO-BREAK SPACE}MiB"
         lines.append(
-            f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {format_number(made.wall_seconds, 0)} s "
-            f"| {format_number(made.peak_memory_bytes / 2**20, 0)} MiB | {plain(machine)} "
-            f"| {made.started:%Y-%m-%d %H:%M} "
-            f"| {commit} "
+            f"| [{chapter}](../notebooks/{chapter}) | {one.scale} | {took} | {memory} "
+            f"| {plain(machine)} | {made.started:%Y-%m-%d %H:%M} | {commit} "
             f"| {{download}}`JSON <_generated/{chapter}.evidence.json>` |"
         )
     packages = {name for one in evidence.values() for name in one.provenance.packages}

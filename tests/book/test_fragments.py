@@ -51,7 +51,8 @@ def test_status_has_time_memory_commit_and_versions(evidence, tmp_path):
     )
     text = fragments.status({"template": evidence.model_copy(update={"provenance": made})}, tmp_path)
     row = next(line for line in text.splitlines() if "template](" in line)
-    assert "| 61 s | 300 MiB |" in row and "`0123456789` with uncommitted changes" in row
+    assert "| 61\N{NO-BREAK SPACE}s | 300\N{NO-BREAK SPACE}MiB |" in row
+    assert "`0123456789` with uncommitted changes" in row
     assert f"| Python | {made.python} |" in text
     assert all(version in text for version in made.packages.values())
 
