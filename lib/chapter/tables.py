@@ -186,17 +186,18 @@ def numbers_frame(claims: Sequence[ClaimEvidence]) -> pd.DataFrame:
 
 
 def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
-    """As `numbers_frame`, to be shown."""
+    """As `numbers_frame`, to be shown; with more digits where rounding could hide a difference."""
     rows = []
     for claim in claims:
         for number in claim.paper:
             reference = escape(paper_number(number))
-            ours = format_number(claim.measured[number.name], number.decimals)
+            differs = claim.verdict in ("contradicted", "differs from memory")
+            ours = format_number(claim.measured[number.name], None if differs else number.decimals)
             source = f"<small>{escape(number.provenance)}</small>"
             rows.append(
                 (escape(claim.id), escape(number.name), reference, source, ours, badge(claim.verdict))
             )
-    head = ("claim", "number", "reference", "reference is", "ours", "verdict")
+    head = ("claim", "number", "reference", "reference is", "ours", "verdict of the claim")
     return html_table("numbers", f"{len(rows)} numbers", head, rows)
 
 
