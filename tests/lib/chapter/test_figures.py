@@ -138,8 +138,8 @@ def test_a_map_shows_mean_differences_and_marks_the_nearest_cell():
     marks = [("M", {"one": 0.79, "other": 0.71})]
     figure = map_figure(GRID, "context", "taste", panels, x_label="context", marked=marks)
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
-    assert texts[0] == ["+0.00", "+0.30", "−0.30", "+0.10", "M"]
-    assert texts[1] == ["+0.00", "−0.30", "+0.30", "−0.10", "M"]
+    assert texts[0] == ["0.00", "+0.30", "−0.30", "+0.10", "M"]
+    assert texts[1] == ["0.00", "−0.30", "+0.30", "−0.10", "M"]
     row, column = divmod(texts[0].index("+0.10"), 2)
     x, y = figure.axes[0].texts[-1].get_position()
     assert (int(y), int(x)) == (row, column), "taste 1 and context 2"
