@@ -255,7 +255,8 @@ def map_figure(
         len(panels), 1, figsize=(7, len(panels) * (1.2 + 0.5 * rows)), squeeze=False, sharex=True
     )
     for axis, table, (title, _, _) in zip(axes[:, 0], differences, panels, strict=True):
-        words = table.map(lambda value: f"{value:+.2f}".replace("-", "−").replace("+0.00", "0.00").replace("−0.00", "0.00"))
+        words = table.map(lambda value: f"{value:+.2f}".replace("-", "−"))
+        words = words.replace({"+0.00": "0.00", "−0.00": "0.00"})
         colours = {"cmap": "RdBu", "vmin": -limit, "vmax": limit, "cbar": False}
         sns.heatmap(table, annot=words, fmt="", ax=axis, **colours)
         axis.invert_yaxis()
