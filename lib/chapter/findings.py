@@ -19,11 +19,11 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
 from lib.chapter.figures import KINDS, arms_figure
+from lib.chapter.tables import quantity_text
 from lib.ledger.archive import Piece, strongest
 from lib.ledger.evidence import ClaimEvidence
 from lib.ledger.schema import SCALES
-from lib.ledger.verdicts import Effect
-from lib.ledger.wording import format_interval, interval_of
+from lib.ledger.wording import interval_of
 from lib.listing import plural
 
 LABEL = 84  # characters of a line above an interval
@@ -38,7 +38,7 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     shown = [claim for claim in claims if claim.interval and claim.interval.low is not None]
     if not shown:
         return _words("No interval yet: too few seeds, or nothing judged so far.")
-    told = [_label(claim.interval) for claim in shown]
+    told = [_label(claim) for claim in shown]
     places = list(accumulate((1 + LINE * (len(lines) - 1) for lines in told[1:]), initial=0))
     above = LINE * (len(told[0]) - 1)  # the first line, where it needs more than one
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.62 * (places[-1] + 1 + above)))
@@ -60,9 +60,10 @@ def findings_figure(claims: Iterable[ClaimEvidence]) -> Figure:
     return figure
 
 
-def _label(effect: Effect) -> list[str]:
+def _label(claim: ClaimEvidence) -> list[str]:
     """What was measured, in lines that tear no number apart."""
-    return textwrap.wrap(f"{effect.label}: " + _quantity(effect).replace(" ", "\N{NO-BREAK SPACE}"), LABEL)
+    number = quantity_text(claim.interval, claim).replace(" ", "\N{NO-BREAK SPACE}")
+    return textwrap.wrap(f"{claim.interval.label}: {number}", LABEL)
 
 
 def _words(text: str) -> Figure:
@@ -144,9 +145,9 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
     for claim in sorted(claims, key=lambda claim: piece is not None and claim in piece.evidence.claims):
         found[claim.id] = claim.verdict
         for effect in claim.effects:
-            found[f"{claim.id}-{effect.label.replace(': ', ' ')}"] = _quantity(effect)
+            found[f"{claim.id}-{effect.label.replace(': ', ' ')}"] = quantity_text(effect, claim)
         if claim.interval is not None:
-            found[f"{claim.id}-effect"] = _quantity(claim.interval)
+            found[f"{claim.id}-effect"] = quantity_text(claim.interval, claim)
             if claim.interval.smallest is not None:
                 found[f"{claim.id}-smallest"] = claim.interval.smallest
             for metric, arms in claim.measured.items():
@@ -160,10 +161,6 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
             "progress": piece.progress or plural(len(piece.seeds), "seed"),
         }
     return found
-
-
-def _quantity(effect: Effect) -> str:
-    return format_interval(effect.quantity, effect.quantity_low, effect.quantity_high, effect.unit)
 
 
 def glued(chapter: str, found: Mapping[str, float | int | str]) -> list[NotebookNode]:

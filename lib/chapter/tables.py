@@ -262,12 +262,17 @@ def mean_text(claim: ClaimEvidence, metric: str, summary: Summary) -> str:
     )
 
 
-def effect_text(effect: Effect, claim: ClaimEvidence) -> str:
-    """One effect: the quantity with its interval, what is claimed of it, how sure, and what could be seen."""
+def quantity_text(effect: Effect, claim: ClaimEvidence) -> str:
+    """One effect's quantity with its interval; that of an arm's mean is cut where the metric ends."""
     of_arm = [m for m, arms in claim.measured.items() if effect.label in {f"{m}: {arm}" for arm in arms}]
     possible = claim.possible.get(of_arm[0], (None, None)) if of_arm else (None, None)
     ends = (effect.quantity_low, effect.quantity_high)
-    size = format_interval(effect.quantity, *ends, unit=effect.unit, possible=possible)
+    return format_interval(effect.quantity, *ends, unit=effect.unit, possible=possible)
+
+
+def effect_text(effect: Effect, claim: ClaimEvidence) -> str:
+    """One effect: the quantity with its interval, what is claimed of it, how sure, and what could be seen."""
+    size = quantity_text(effect, claim)
     relative = f" ({signs(f'{100 * effect.relative:+.1f}')} %)" if effect.relative is not None else ""
     sure = ", ".join(filter(None, [interval_of(effect), escape(plural(effect.replicates, claim.replicate))]))
     text = (

@@ -70,6 +70,24 @@ def test_a_long_label_takes_lines_and_leaves_the_intervals_their_width():
         assert own < label.y0 and label.y1 < above, "it stands between the interval above and its own"
 
 
+def test_the_interval_of_a_mean_ends_where_the_metric_does():
+    claim = evidence("C3")
+    mean = claim.interval.model_copy(
+        update={
+            "label": "head overlap: MEANTIME",
+            "quantity": 0.99,
+            "quantity_low": 0.97,
+            "quantity_high": 1.01,
+            "unit": "",
+        }
+    )
+    for possible, text in (({"head overlap": (0, 1)}, "[0.970, 1.000]"), ({}, "[0.970, 1.010]")):
+        shown = claim.model_copy(update={"interval": mean, "effects": (mean,), "possible": possible})
+        label = findings.findings_figure([shown]).axes[0].texts[0].get_text()
+        assert label.endswith(f"0.990 {text}".replace(" ", "\N{NO-BREAK SPACE}"))
+        assert findings.numbers([shown], None)["C3-effect"] == f"0.990 {text}"
+
+
 def test_without_an_interval_the_figure_says_so():
     figure = findings.findings_figure([evidence("C3", seeds=2)])
     assert [text.get_text() for text in figure.axes[0].texts] == [
