@@ -216,7 +216,10 @@ def curves_figure(
         errorbar=("pi", 100), ax=axis, hue_order=arms, style_order=arms,
     )  # fmt: skip
     axis.set(xlabel=x_label or _as_written(x), ylabel=y_label or _as_written(y))
-    axis.legend(title=None, fontsize="small")
+    if len(arms) > 4:  # so many names would lie on curves
+        axis.legend(title=None, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    else:
+        axis.legend(title=None, fontsize="small")
     return axis.figure
 
 
