@@ -23,7 +23,7 @@ NUMBER = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+|0|[1-9]\d*)((?:\.\d+)?(?:e
 WITH_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 NO_BREAK = "\N{NO-BREAK SPACE}"  # a number is not torn apart at the end of a line
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?: \d{3})+(?!\d)")
-BEFORE_PERCENT = re.compile(r"(?<=[\d\]]) (?=%)")
+BEFORE_PERCENT = re.compile(r"(\{glue:text\}`[^`]*`)|(?<=[\d\]]) (?=%)")  # the name of a glued text stays
 
 
 def readable(notebook: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ def readable(notebook: dict[str, Any]) -> None:
         if cell["cell_type"] == "markdown":
             prose = verdicts_as_verbs("".join(cell["source"]), GLUED, words)
             prose = GLUED.sub(lambda role: _in_prose(role, numbers), prose)
-            cell["source"] = BEFORE_PERCENT.sub(NO_BREAK, prose)
+            cell["source"] = BEFORE_PERCENT.sub(lambda found: found[1] or NO_BREAK, prose)
         for output in cell.get("outputs", ()):
             html = output.get("data", {}).get("text/html")
             if html is not None:

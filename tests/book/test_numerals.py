@@ -54,6 +54,13 @@ def test_a_percent_sign_stays_with_its_number():
     assert text.replace("\N{NO-BREAK SPACE}", "~") == "0.2~% of 5~%, 100~%<p>−9 [−12, −5]~% (1~%)</p>"
 
 
+def test_the_name_of_a_glued_text_keeps_its_blanks():
+    role = "{glue:text}`chapter-found-C1-accuracy (3, 2 %) − none`"
+    notebook = page(f"{role} at 2 %", **{"chapter-found-C1-accuracy (3, 2 %) − none": "1.0 [0.5, 1.5] dB"})
+    readable(notebook)
+    assert notebook["cells"][0]["source"] == f"{role} at 2\N{NO-BREAK SPACE}%"
+
+
 @pytest.mark.parametrize(
     ("verdict", "sentence"),
     [
