@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -22,6 +23,8 @@ ARMS = ("MEANTIME", "MEANTIME p-p-p-p, one table", "popularity")
 @pytest.fixture(autouse=True)
 def style():
     use_style()
+    yield
+    plt.close("all")
 
 
 def evidence(claim_id: str, shift: float = 0.2, seeds: int = 4) -> ClaimEvidence:
