@@ -306,6 +306,27 @@ def test_the_last_digits_of_another_processor_do_not_keep_runs_apart(copies, roo
     assert kept["number"] == 4.0
 
 
+@pytest.mark.parametrize(("share", "pooled"), [(0.09, True), (0.11, False)])
+def test_what_is_measured_on_the_same_replicates_pools_within_a_tenth_of_their_spread(
+    copies, root, share, pooled
+):
+    for number, copy in enumerate(copies):
+        content = json.loads((copy / "evidence.json").read_text())
+        (part,) = (m for m in content["measurements"] if m["claim"] == "C3")
+        for by_arm in part["measured"].values():
+            for arm in by_arm:
+                values = np.linspace(1.0, 2.0, 6)
+                values[2] += number * share * np.std(values, ddof=1) / (len(copies) - 1)
+                by_arm[arm] = values.tolist()
+        edit(copy, "evidence.json", measurements=content["measurements"])
+    content = json.loads((archive(copies, root) / "evidence.json").read_text())
+    (kept,) = (m for m in content["measurements"] if m["claim"] == "C3")
+    assert kept["tested"] is pooled
+    for by_arm in kept["measured"].values():
+        for values in by_arm.values():
+            assert values == np.linspace(1.0, 2.0, 6).tolist(), "the first run's stand"
+
+
 def test_results_per_unit_must_be_those_of_the_claims(copies, root):
     path = copies[1] / "tables/per-user.csv.gz"
     content = path.read_bytes()
