@@ -217,7 +217,7 @@ def curves_figure(
     )  # fmt: skip
     axis.set(xlabel=x_label or _as_written(x), ylabel=y_label or _as_written(y))
     if len(arms) > 4:  # so many names would lie on curves
-        axis.legend(title=None, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        axis.legend(title=None, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)
     else:
         axis.legend(title=None, fontsize="small")
     return axis.figure
