@@ -288,12 +288,12 @@ def _pooled(tables: Sequence[Mapping[str, str]], runs: Sequence[CompleteRun]) ->
     if len(set(texts)) == 1:
         return {file: texts[0]}
     heads = [next(csv.reader(io.StringIO(text)), []) for text in texts]
+    if not any("seed" in head for head in heads):  # a column for each seed, for instance
+        marked = [_marked(table, run) for table, run in zip(tables, runs, strict=True)]
+        return {path: text for table in marked for path, text in table.items()}
     for head, run in zip(heads, runs, strict=True):
         if head != heads[0]:
             raise ValueError(f"{run.name}, {file}: columns {', '.join(head)}, not {', '.join(heads[0])}")
-    if "seed" not in heads[0]:
-        marked = [_marked(table, run) for table, run in zip(tables, runs, strict=True)]
-        return {path: text for table in marked for path, text in table.items()}
     rows = [row for text in texts for row in list(csv.reader(io.StringIO(text)))[1:]]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([heads[0], *rows])
