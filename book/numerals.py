@@ -43,12 +43,12 @@ def readable(notebook: dict[str, Any]) -> None:
         if cell["cell_type"] == "markdown":
             prose = verdicts_as_verbs("".join(cell["source"]), GLUED, words)
             prose = GLUED.sub(lambda role: _in_prose(role, numbers), prose)
-            cell["source"] = BEFORE_PERCENT.sub(lambda found: found[1] or NO_BREAK, prose)
+            cell["source"] = _with_percent(prose)
         for output in cell.get("outputs", ()):
             html = output.get("data", {}).get("text/html")
             if html is not None:
                 tables = CELL.sub(lambda cell: cell[1] + _unbroken(in_table(cell[2])), "".join(html))
-                output["data"]["text/html"] = BEFORE_PERCENT.sub(NO_BREAK, tables)
+                output["data"]["text/html"] = _with_percent(tables)
 
 
 def glued(notebook: dict[str, Any]) -> dict[str, float | str]:
@@ -67,6 +67,11 @@ def glued(notebook: dict[str, Any]) -> dict[str, float | str]:
             if isinstance(value, int | float | str) and not isinstance(value, bool):
                 found[kept["name"]] = value
     return found
+
+
+def _with_percent(text: str) -> str:
+    """No end of a line before a percent sign; what is glued keeps its name."""
+    return BEFORE_PERCENT.sub(lambda found: found[1] or NO_BREAK, text)
 
 
 def _in_prose(role: re.Match[str], numbers: dict[str, float]) -> str:
