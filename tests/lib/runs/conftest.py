@@ -46,6 +46,7 @@ scores = {arm: frame.mean(axis=1) for arm, frame in users.items()}
 record.table(pd.DataFrame(scores).rename_axis("seed"), "scores")
 record.table(pd.DataFrame({"constant": [1.5]}), "same")
 record.table(pd.DataFrame({"first": [scores["method"].iloc[0]]}), "own")
+record.table(pd.DataFrame({f"seed {seed}": [scores["method"][seed]] for seed in seeds}), "columns")
 record.judge("C1", {"score": users})
 record.judge("C2", {"score": {arm: list(values) for arm, values in scores.items()}})
 record.judge("C3", {"seconds": {"method": [1.0, 1.1, 1.2], "baseline": [2.0 + seeds[0] / 100, 2.1, 2.2]}})

@@ -116,9 +116,11 @@ def test_pooled_runs_are_what_one_run_with_all_seeds_is(made, copies, root):
         "scores.csv",
         "same.csv",
         *(f"own-seed-{seed}.csv" for seed in SEEDS),
+        *(f"columns-seed-{seed}.csv" for seed in SEEDS),
         "per-user.csv.gz",
     }
     assert (folder / "tables/scores.csv").read_text() == (whole / "tables/scores.csv").read_text()
+    assert [[*frame(folder, f"columns-seed-{seed}.csv")] for seed in SEEDS] == [[f"seed {s}"] for s in SEEDS]
     by = ["arm", "seed", "user"]
     users = [frame(one, "per-user.csv.gz").sort_values(by, ignore_index=True) for one in (folder, whole)]
     pd.testing.assert_frame_equal(*users)
@@ -291,6 +293,13 @@ def test_runs_that_differ_in_more_than_seeds_do_not_pool(copies, root):
     assert "score of method: neither one number per seed nor all equal" in line
     numbers["C2"]["measured"]["score"].pop("method")
     assert "'method' is measured in some runs only" in changed(measurements=list(numbers.values()))
+
+
+def test_tables_by_seed_that_have_other_columns_do_not_pool(copies, root):
+    path = copies[2] / "tables/scores.csv"
+    path.write_text(path.read_text().replace("baseline", "reference"))
+    line = refused(copies, root)
+    assert "scores.csv: columns seed, method, reference, not seed, method, baseline" in line
 
 
 def test_the_last_digits_of_another_processor_do_not_keep_runs_apart(copies, root):
