@@ -80,6 +80,8 @@ def _type(part: Mapping[str, object]) -> str:
         return " or ".join(dict.fromkeys(_type(one) for one in part["anyOf"]))
     if "enum" in part:
         return ", ".join(map(str, part["enum"]))
+    if "prefixItems" in part:
+        return f"pair of {' or '.join(dict.fromkeys(_type(one) for one in part['prefixItems']))}"
     if part.get("type") == "array":
         return f"list of {_type(part.get('items', {}))}"
     if part.get("type") == "object":

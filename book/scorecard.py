@@ -305,7 +305,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     claims.map(_no_formula).to_csv(folder / "scorecard.csv", index=False)
-    records = json.loads(claims.to_json(orient="records"))
+    records = json.loads(claims.to_json(orient="records", double_precision=15))
     (folder / "scorecard.json").write_text(
         json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

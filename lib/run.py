@@ -240,11 +240,13 @@ def main(argv: list[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup, or a shell for its background, asks for
             signal.signal(number, _interrupt)
     try:
+        if options.partial and not options.archive:
+            parser.error("--partial goes with --archive")
+        if (pairs or options.out) and (options.list or options.archive or options.check):
+            parser.error("-p and --out go with a chapter that is to be run")
         if options.list:
             _list(options.chapter, options.scale)
             return 0
-        if options.partial and not options.archive:
-            parser.error("--partial goes with --archive")
         if options.archive or options.check:
             if options.chapter is not None:
                 parser.error("--archive and --check take folders, and no chapter")
@@ -280,7 +282,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         cure = "choose another folder with --out" if denied else "the same command continues"
-        _say_why(f"[{options.chapter or 'archive'}] cannot write: {one_line(error).rstrip('.')}; {cure}")
+        if options.archive:
+            _say_why(f"[archive] cannot read or write: {one_line(error).rstrip('.')}")
+        else:
+            _say_why(f"[{options.chapter}] cannot write: {one_line(error).rstrip('.')}; {cure}")
         return 1
     except KeyboardInterrupt:
         _say_why(f"[{options.chapter or 'archive'}] interrupted; the same command continues")

@@ -68,7 +68,7 @@ def whole_text(text: str) -> str:
 
 
 def utf8(content: bytes, where: str) -> str:
-    """A file's text: UTF-8, whatever ends its lines, without the mark that some editors put first.
+    """A file's text: UTF-8, lines ended as on Unix or Windows, without the mark that some editors put first.
 
     Raises
     ------

@@ -192,7 +192,8 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
         for number in claim.paper:
             reference = escape(paper_number(number))
             differs = claim.verdict in ("contradicted", "differs from memory")
-            ours = format_number(claim.measured[number.name], None if differs else number.decimals)
+            decimals = number.decimals + 2 if differs and number.decimals else number.decimals
+            ours = format_number(claim.measured[number.name], decimals)
             source = f"<small>{escape(number.provenance)}</small>"
             rows.append(
                 (escape(claim.id), escape(number.name), reference, source, ours, badge(claim.verdict))

@@ -130,8 +130,8 @@ class ArchivedEvidence(Evidence):
     """``evidence.json`` of the archive: as of a run, and what it was pooled from.
 
     `plan` names the planned run and `planned` its seeds, of which the first may be there so far; `method` is
-    what it was measured with, part by part; `runs` are in the order of their seeds. Without them it is the
-    evidence of a single run that nobody archived.
+    what it was measured with, part by part; `runs` are in the order of their first seeds. Without them
+    it is the evidence of a single run that nobody archived.
     """
 
     plan: str = ""
@@ -314,7 +314,7 @@ def strongest(claim_id: str, pieces: Iterable[Piece]) -> Piece | None:
 
 
 def largest(pieces: Iterable[Piece]) -> Piece | None:
-    """The piece of the largest scale; of one scale the latest, of one day that with most seeds."""
+    """The piece of the largest scale; of one scale the latest, of one moment that with most seeds."""
 
     def rank(piece: Piece) -> tuple[int, datetime, int]:
         return SCALES.index(piece.scale), piece.ended, len(piece.seeds)

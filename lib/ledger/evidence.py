@@ -71,8 +71,11 @@ class Measurement(Schema):
         """
         claim = ledger[self.claim]
         if self.tested:
+            for name, values in claim.entry(scale).when.items():
+                if name in settings and settings[name] not in values:
+                    raise ValueError(f"{claim.id} needs {claim.entry(scale).conditions()}")
             verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic, self.units)
-            verdict = _of_the_scale(verdict, claim, scale, altered)
+            verdict = _with_what_decided(_of_the_scale(verdict, claim, scale, altered))
         else:
             verdict = not_tested(claim, scale, self.reason)
         younger = self.tested and self.rule != rule_identity(claim, scale)
@@ -80,6 +83,19 @@ class Measurement(Schema):
         one = ClaimEvidence.of(claim, verdict, protocol, self.anchor, rule_is_younger=younger)
         possible = {metric: ends for metric, ends in ledger.possible.items() if metric in verdict.measured}
         return one.model_copy(update={"possible": possible, "scope": scope_of(verdict.scope, settings)})
+
+
+def _with_what_decided(verdict: Verdict) -> Verdict:
+    """The verdict with an effect of the worst outcome as its interval.
+
+    `judge` takes the one with the lowest t statistic: not the same where seeds are copies of each other, or
+    intervals have different degrees of freedom.
+    """
+    outcomes = [effect.outcome for effect in verdict.effects]
+    worst = min(outcomes, key=("contradicted", "inconclusive", "holds").index, default=None)
+    if verdict.interval is None or verdict.interval.outcome == worst:
+        return verdict
+    return verdict.model_copy(update={"interval": verdict.effects[outcomes.index(worst)]})
 
 
 def _of_the_scale(verdict: Verdict, claim: Claim, scale: str, altered: tuple[str, ...] | None) -> Verdict:

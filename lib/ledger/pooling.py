@@ -2,10 +2,10 @@
 
 Seeds of a long experiment run apart, on all cores; its claims are judged over all of them together. Pooled is
 only what differs in nothing but the seeds: the same parameters, method, data and packages, no seed twice.
-Arrays per seed are strung together in the order of seeds, results per test unit too, and what the units add
-to the error bars is computed anew from these; arithmetic must be equal in all runs, but for the last digits,
-in which processors differ, and what is measured on the same photographs or layers but for a tenth of its
-spread: the first run's stand. What was pooled before pools again: the first seeds of a
+Arrays per seed are strung together, runs in the order of their first seeds, results per test unit too, and
+what the units add to the error bars is computed anew from these; arithmetic must be equal in all runs, but
+for the last digits, in which processors differ, and what is measured on the same photographs or layers but
+for a tenth of its spread: the first run's stand. What was pooled before pools again: the first seeds of a
 plan, archived, with the rest.
 """
 
@@ -180,6 +180,8 @@ def _measurement(runs: Sequence[CompleteRun], number: int, replicate: str) -> Me
                 measured[metric][arm] = tuple(value for array in arrays for value in array)
             elif all(_alike(array, arrays[0]) for array in arrays):
                 measured[metric][arm] = arrays[0]
+            elif replicate == "seed" and _alike_throughout(arrays):
+                measured[metric][arm] = arrays[0][:1]
             elif replicate == "seed":
                 raise ValueError(f"{where[0]}, {metric} of {arm}: neither one number per seed nor all equal")
             elif all(_repeated(array, arrays[0]) for array in arrays):
@@ -203,6 +205,11 @@ def _alike(value: Any, other: Any) -> bool:
     if isinstance(value, float) and isinstance(other, float):
         return math.isclose(value, other, rel_tol=ROUNDING)
     return value == other
+
+
+def _alike_throughout(arrays: Sequence[Sequence[float]]) -> bool:
+    """One number, which some runs give once and some, pooled before, for each of their seeds."""
+    return all(_alike(value, arrays[0][0]) for array in arrays for value in array)
 
 
 def _repeated(values: Sequence[float], others: Sequence[float]) -> bool:

@@ -95,8 +95,13 @@ def verdicts_as_verbs(text: str, reference: re.Pattern[str], verdicts: Mapping[s
     return re.sub(rf"\bis\s+(\**{reference.pattern})", read, text)
 
 
-def signs(text: str) -> str:
-    """A number with a true minus sign, and a space between thousands if there are at least five digits."""
+def signs(text: str, *, of_nought: bool = False) -> str:
+    """A number with a true minus sign, and a space between thousands if there are at least five digits.
+
+    A nought has no sign, unless `of_nought` says that it tells a side.
+    """
+    if not of_nought:
+        text = re.sub(r"^-(?=0(\.0+)?$)", "", text)
     text = re.sub(r"(?<![\d,])(\d),(\d{3})(?![\d,])", r"\1\2", text)
     return text.replace("-", "−").replace(",", " ")
 
@@ -119,5 +124,5 @@ def format_interval(
     least, most = possible
     low = low if least is None else max(low, least)
     high = high if most is None else min(high, most)
-    mean, low, high = (signs(f"{value:,.{digits}f}") for value in (mean, low, high))
-    return f"{mean} [{low}, {high}] {unit}".strip()
+    low, high = (signs(f"{end:,.{digits}f}", of_nought=True) for end in (low, high))
+    return f"{signs(f'{mean:,.{digits}f}')} [{low}, {high}] {unit}".strip()

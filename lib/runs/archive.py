@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from lib.ledger.evidence import JUDGING, Evidence, judging_code, rule_identity
 from lib.ledger.pooling import CompleteRun, pool
 from lib.ledger.provenance import git
 from lib.ledger.schema import load_ledger, read_ledger
-from lib.listing import plural
+from lib.listing import one_line, plural
 from lib.runs.parameters import PLACES, RequestError, override, read_parameters
 from lib.runs.private_paths import first_named, home
 from lib.runs.request import Request, resolve
@@ -111,7 +112,11 @@ def complete_run(folder: Path) -> CompleteRun:
         for file in artifact.files:
             if not (folder / file).is_file():
                 raise RequestError(f"{name}: {artifact.kind} {artifact.name!r}: {file} is not there")
-    if where := first_named(folder, [ROOT, folder.resolve(), *home()]):
+    try:
+        where = first_named(folder, [ROOT, folder.resolve(), *home()])
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a table or the notebook is damaged
+        raise RequestError(f"{name} cannot be read whole: {one_line(error)}") from None
+    if where:
         raise RequestError(f"{name}: {where}, a folder of this machine")
     if evidence.provenance.commit is None:
         raise RequestError(f"{name} was not made from a git checkout")
@@ -160,6 +165,14 @@ def _used(run: CompleteRun) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("seeds", "scale")}
 
 
+def _difference(run: CompleteRun, one: PlannedRun, root: Path) -> str:
+    """In what a run's parameters are not those of a planned run; empty if they are."""
+    try:
+        return first_difference(_used(run), _planned(run, one, root))
+    except RequestError as error:  # planned later, with parameters that the run's commit does not know
+        return str(error)
+
+
 def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -> PlannedRun:
     """The planned run that these runs are: all of its seeds or, if `partial`, the first of them.
 
@@ -178,7 +191,7 @@ def plan_of(runs: Sequence[CompleteRun], root: Path, *, partial: bool = False) -
     planned = [one for one in load_plan(chapter, root) if one.scale == scale]
     if not planned:
         raise RequestError(f"{plan_file(chapter)} plans no run at scale {scale}")
-    differences = {one.name: first_difference(_used(first), _planned(first, one, root)) for one in planned}
+    differences = {one.name: _difference(first, one, root) for one in planned}
     asked = [one for one in planned if not differences[one.name]]
     if not asked:
         name, difference = next(iter(differences.items()))

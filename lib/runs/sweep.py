@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lib.files import ROOT, write_atomically
 from lib.ledger.archive import load_plan, plan_file
 from lib.ledger.evidence import Evidence
-from lib.ledger.provenance import git_state
+from lib.ledger.provenance import git, git_state
 from lib.ledger.schema import load_ledger
+from lib.listing import one_line
 from lib.runs.parameters import SCALES, RequestError, read_parameters, suggest
 from lib.runs.request import chapters, read_chapter, resolve_all
 from lib.yaml_reader import parse_yaml, read_yaml
@@ -57,7 +58,7 @@ class Resources(BaseModel):
         """
         companion = notebook.metadata.get("companion", {})
         try:
-            return cls.model_validate(companion.get("resources", {}).get(scale, {}))
+            return cls.model_validate((companion.get("resources") or {}).get(scale) or {})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, (scale, *first["loc"])))
@@ -323,9 +324,9 @@ def write_table(jobs: Sequence[Job], path: Path, root: Path = ROOT) -> None:
     for one in jobs:
         try:
             evidence = Evidence.load(root / one.evidence).judged_by(load_ledger(one.chapter, root))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RequestError(
-                f"{one.chapter}: {error}; run: python -m lib.run {one.arguments} --force"
+                f"{one.chapter}: {one_line(error)}; run: python -m lib.run {one.arguments} --force"
             ) from None
         start = (
             one.chapter,
@@ -355,7 +356,10 @@ def simulation_folder(root: Path = ROOT) -> str:
 
 
 def pages_content(jobs: Sequence[Job], environment: Mapping[str, str], root: Path = ROOT) -> str:
-    """Identity of all that the pages are made of; runs are named by what they measured."""
+    """Identity of all that the pages are made of; runs are named by what they measured.
+
+    Days of commits, which the status page tells of ledgers and plans, are part of it.
+    """
     names = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock")
     names += ("pyproject.toml", ".git/config")  # the second names the repository that pages link to
     files = [root / name for name in names]
@@ -366,6 +370,7 @@ def pages_content(jobs: Sequence[Job], environment: Mapping[str, str], root: Pat
         whole.update(f"{name}={environment.get(name, '')}".encode())
     for path in sorted(path for path in files if path.is_file()):
         whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    whole.update((git(root, "log", "-1", "--format=%H", "--", "book/claims", "book/archive") or "").encode())
     return whole.hexdigest()[:16]
 
 

@@ -36,6 +36,7 @@ def test_library_lists_public_names_with_their_first_sentence(tmp_path):
 
 def test_schema_names_every_field_of_the_file(evidence):
     text = fragments.schema(Evidence.model_json_schema(mode="serialization"))
+    assert "| `between` | pair of number or nothing |" in text
     for name in evidence.model_dump():
         assert f"| `{name}` |" in text
 

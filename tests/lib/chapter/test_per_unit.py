@@ -77,6 +77,18 @@ def test_other_results_of_the_same_arm_are_refused():
         table.add("user", {"NDCG@10": {"a": USERS + 1}})
 
 
+@pytest.mark.parametrize("others", [USERS.iloc[:-1], USERS.iloc[:, :-1]])
+def test_metrics_of_an_arm_have_the_same_seeds_and_users(others):
+    table = UnitTable()
+    table.add("user", {"NDCG@10": {"a": USERS, "b": others}})
+    with pytest.raises(ValueError, match="head overlap of a: other seeds or users than NDCG@10"):
+        table.add("user", {"head overlap": {"a": others}})
+    again = UnitTable(replacing=True)
+    again.add("user", {"NDCG@10": {"a": USERS}, "head overlap": {"a": USERS}})
+    again.add("user", {"NDCG@10": {"a": others}, "head overlap": {"a": others}})
+    assert len(again.frames()["user"]) == others.size
+
+
 def test_arrays_are_numbered_from_zero():
     table = UnitTable()
     table.add("crop", {"SQNR": {"a": np.zeros((2, 2))}})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lib.ledger.evidence import Measurement
 from lib.ledger.intervals import LEVEL
 from lib.ledger.paper_numbers import PROVENANCES
 from lib.ledger.schema import SCALES, load_ledger
@@ -596,12 +597,47 @@ def test_format_number(arguments, text):
     assert format_number(*arguments) == text
 
 
+@pytest.mark.parametrize(
+    ("copies", "verdict", "decided"),
+    [
+        ([0.9, 0.9, 0.9], "inconclusive", "hair"),  # equal seeds are not replicates, however far ahead
+        ([0.89, 0.9, 0.91], "holds", "eyes"),
+        ([0.1, 0.9, 0.5], "inconclusive", "hair"),
+        ([0.09, 0.1, 0.11], "contradicted", "hair"),
+    ],
+)
+def test_the_interval_is_of_what_decided(tmp_path, copies, verdict, decided):
+    part = {"better": "ours", "worse": "theirs", "direction": "higher"}
+    rule = {"parts": [part | {"metric": "eyes"}, part | {"metric": "hair"}]}
+    ledger = load_ledger("toy", write(tmp_path, claim(rule=rule, paper=[])))
+    measured = results((0.6, 0.9, 0.7), (0.2, 0.35, 0.18), "eyes")
+    measured |= results(tuple(copies), (0.3, 0.3, 0.3), "hair")
+    one = Measurement(claim="C1", measured=measured, tested=True, anchor="c1", rule="0")
+    found = one.judged_by(ledger, "book", {})
+    assert found.verdict == verdict and found.interval.label.startswith(decided)
+    assert found.interval.outcome == ("holds" if verdict == "holds" else verdict)
+
+
+def test_what_was_measured_in_another_setting_than_the_ledger_asks_for_does_not_fit(tmp_path):
+    asks = TESTED | {"book": {"tested": True, "when": {"dataset": ["ml-1m"]}}}
+    ledger = load_ledger("toy", write(tmp_path, claim(scales=asks)))
+    measured = results((0.6, 0.9, 0.7), (0.2, 0.35, 0.18))
+    one = Measurement(claim="C1", measured=measured, tested=True, anchor="c1", rule="0")
+    assert one.judged_by(ledger, "book", {"dataset": "ml-1m"}).verdict == "holds"
+    with pytest.raises(ValueError, match="C1 needs dataset = ml-1m"):
+        one.judged_by(ledger, "book", {"dataset": "beauty"})
+
+
 def test_format_interval():
     assert format_interval(0.03123, 0.0102, 0.05226, "NDCG") == "0.031 [0.010, 0.052] NDCG"
     assert format_interval(0.5, None, None) == "0.5"
     assert format_interval(-12.3, -14.5, -10.1, "s") == "−12.3 [−14.5, −10.1] s"
     assert format_interval(47117.2, None, None, "s") == "47 117 s"
     assert format_interval(1.0, 1.0, 1.0) == "1.0000 [1.0000, 1.0000]"
+    # A mean of nought is on no side; an end of nought is, and an interval up to it has none of the other.
+    assert format_interval(-0.003, -1.4, 1.3) == "0.0 [−1.4, 1.3]"
+    assert format_interval(-41.0, -83.0, -0.2) == "−41 [−83, −0]"
+    assert format_number(-0.001, 2) == "0.00"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.ledger import pooling
 from lib.ledger.archive import archived, strongest
-from lib.ledger.evidence import JUDGING, Evidence, rule_identity
+from lib.ledger.evidence import JUDGING, Evidence, Measurement, rule_identity
 from lib.ledger.pooling import pool
 from lib.ledger.schema import load_ledger
 from lib.runs import archive as archive_module
@@ -377,6 +378,36 @@ def test_the_plan_speaks_of_the_scales_file_as_it_was_at_the_runs_commit(made, c
     """The scale's file may change later; the run is still the one that was planned."""
     (root / "notebooks/scales/long/planned.yml").write_text("rates: {method: 9.0}\n")
     assert archive(copies, root).is_dir()
+
+
+def test_a_plan_of_a_later_day_may_ask_for_what_the_runs_commit_does_not_know(copies, root):
+    later = PLAN.split("- {name: machine")[0].replace("main", "later").replace("gain: 0.2", "width: 2")
+    with (root / "book/archive/planned/plan.yml").open("a") as plan:
+        plan.write(later)
+    assert archive(copies, root).is_dir()
+
+
+def test_a_table_that_ends_early_is_named(copies, root):
+    path = copies[1] / "tables/per-user.csv.gz"
+    for content in (path.read_bytes()[:-9], b"no gzip"):
+        path.write_bytes(content)
+        assert f"{copies[1].name} cannot be read whole: " in refused(copies, root)
+
+
+def test_one_number_of_a_reference_without_training_pools_with_what_was_pooled_before():
+    def of(seeds, floor):
+        scores = {"method": tuple(seeds), "floor": floor}
+        measurement = Measurement(claim="C1", measured={"score": scores}, tested=True, anchor="c1", rule="0")
+        provenance = SimpleNamespace(started=0)
+        evidence = SimpleNamespace(measurements=[measurement], provenance=provenance)
+        return SimpleNamespace(name=str(seeds), seeds=seeds, evidence=evidence)
+
+    runs = [of((0.0, 1.0), (5.0, 5.0)), of((2.0, 3.0, 4.0), (5.0,))]
+    pooled = pooling._measurement(runs, 0, "seed")
+    assert pooled.measured == {"score": {"method": (0.0, 1.0, 2.0, 3.0, 4.0), "floor": (5.0,)}}
+    runs[1] = of((2.0, 3.0, 4.0), (6.0,))
+    with pytest.raises(ValueError, match="score of floor: neither one number per seed nor all equal"):
+        pooling._measurement(runs, 0, "seed")
 
 
 def test_pooling_keeps_the_oldest_rule_so_that_a_younger_one_is_marked(made, copies):

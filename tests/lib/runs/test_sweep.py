@@ -33,6 +33,9 @@ def notebook(resources):
 
 
 def test_resources_are_what_the_front_matter_says_for_the_scale():
+    assert (
+        Resources.of(notebook(None), "book") == Resources.of(notebook({"book": None}), "book") == Resources()
+    )
     text = notebook({"paper": {"minutes": 2880, "memory_mb": 16000, "gpus": 1}})
     assert Resources.of(text, "paper") == Resources(threads=1, memory_mb=16000, minutes=2880, gpus=1)
     assert (
@@ -208,6 +211,25 @@ def test_tables_are_named_by_what_they_hold():
     one, other = (Job("tiny", "book", {"rate": rate}, evidence=f"runs/{rate}") for rate in (1, 2))
     assert table_name([one, other]) == table_name([one, other])
     assert len({table_name(jobs) for jobs in ([], [one], [one, other], [other, one])}) == 4
+
+
+def test_a_table_has_another_name_under_another_ledger_or_rule(tmp_path):
+    files = [tmp_path / "book/claims/tiny.yml", tmp_path / "lib/ledger/rules.py"]
+    names = set()
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    names.add(table_name([Job("tiny", "book")], tmp_path))
+    for file in files:
+        file.write_text("2")
+        names.add(table_name([Job("tiny", "book")], tmp_path))
+    assert len(names) == 3
+
+
+def test_a_run_that_is_gone_is_one_line_with_its_command(tmp_path):
+    gone = Job("template", "smoke", evidence="runs/gone/evidence.json")
+    with pytest.raises(RequestError, match=r"^template: .*; run: python -m lib\.run template .*--force$"):
+        write_table([gone], tmp_path / "t.csv")
 
 
 def test_pages_and_simulation_are_named_by_content(tmp_path):
