@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("book/*.md"), 
 UNTRIED = {
     r"git (clone|worktree) ": 2,
     r"pip install ": 2,
-    r"snakemake --executor (slurm|kubernetes) ": 3,
+    r"snakemake --executor (slurm|kubernetes) ": 4,
     r"cp notebooks/template\.md ": 1,
     r"jupytext --to ipynb$": 1,
 }
