@@ -76,10 +76,11 @@ def compress(
         replaced, under all their names; everything else, and dtype, device, training mode, hooks and what is
         frozen, stay.
     ranks
-        ``"vbmf"``: of each unfolding by EVBMF. A number in (0, 1]: that share of each side's channels. A
-        function from an unfolding to a rank. A mapping from layer names to ranks: those layers only; a pair
-        (R3, R4) asks for Tucker-2, one number for Tucker-1 or, in a fully connected layer, the singular
-        value decomposition.
+        ``"vbmf"``: of each unfolding by EVBMF. A number in (0, 1]: that share of the largest rank
+        that each unfolding can have, which is its channels or, in a first convolution, its other side if that
+        is shorter. A function from an unfolding to a rank. A mapping from layer names to ranks: those layers
+        only; a pair (R3, R4) asks for Tucker-2, one number for Tucker-1 or, in a fully connected layer, the
+        singular value decomposition.
     maps : mapping, optional
         Feature map (channels, height, width) that a fully connected layer reads, by the layer's name: that
         layer is treated as a convolution over the whole map. The paper does this for the first one.

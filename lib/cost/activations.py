@@ -64,7 +64,7 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
 
     def last_uses(self) -> list[int]:
-        """Step of the last use of each activation: −1 if never read, the number of steps if returned."""
+        """Last step that reads or writes each activation: −1 if none, the number of steps if returned."""
         last = [-1] * len(self.elements)
         for index, step in enumerate(self.steps):
             for number in step.reads + step.writes:

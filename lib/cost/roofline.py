@@ -24,7 +24,13 @@ from lib.cost.operations import count_operations
 
 @dataclass(frozen=True)
 class Roofline:
-    """Two ceilings: operations per second and bytes per second."""
+    """Two ceilings: operations per second and bytes per second.
+
+    Raises
+    ------
+    ValueError
+        A rate is not positive.
+    """
 
     operations_per_second: float
     bytes_per_second: float
@@ -132,7 +138,9 @@ def _without_interior(groups: list[dict], elements: list[int], outputs: set[int]
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A machine with memory on its chip (defaults: the paper's, int8; ours are the rules of allocation).
+    """A machine with memory on its chip; how it is allocated is ours.
+
+    Defaults, for int8: 100 Top/s as others quote the paper, bandwidths as we remember it.
 
     Parameters
     ----------
@@ -144,6 +152,11 @@ class Accelerator:
         Bandwidths of the two memories, used at the same time.
     bytes_per_element
         Of weights and activations.
+
+    Raises
+    ------
+    ValueError
+        A rate is not positive, or the capacity is negative.
     """
 
     capacity: float

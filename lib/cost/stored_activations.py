@@ -32,8 +32,8 @@ def stored_inputs(
     """The distinct tensors that are inputs of convolutions, linear layers or max-pooling, in training mode.
 
     What a training step must keep if batch normalisation, ReLU and pooling by averages recompute what they
-    need from their outputs ("H2" of our account of value-aware quantization). A tensor that feeds several
-    layers counts once; what a ReLU makes in place of its input is one tensor with it.
+    need from their outputs (the count "inputs of layers" of `lib.quantization.training_memory`). A tensor
+    that feeds several layers counts once; what a ReLU makes in place of its input is one tensor with it.
 
     Parameters
     ----------
@@ -72,9 +72,10 @@ def stored_inputs(
 def saved_tensors(
     model: nn.Module, input_shape: Sequence[int] | None = None, *, inputs: Any = None
 ) -> pd.DataFrame:
-    """The distinct tensors that torch's automatic differentiation keeps in a training step ("H1").
+    """The distinct tensors that torch's automatic differentiation keeps in a training step.
 
-    Parameters and buffers of the model are left out.
+    That is the count "saved tensors" of `lib.quantization.training_memory`. Parameters and buffers of the
+    model are left out.
 
     Parameters
     ----------

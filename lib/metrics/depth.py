@@ -107,7 +107,7 @@ def depth_errors(
 
 
 def mean_errors(pictures: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over pictures, and ``ratio_spread``: the standard deviation of their ratios over their median.
+    """Means over pictures; of their ratios the median, ``ratio``, and its relative spread, ``ratio_spread``.
 
     Raises
     ------

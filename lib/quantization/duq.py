@@ -49,13 +49,19 @@ class DuQ(Quantizer):
         whatever the grid; the special cases that it intends (magnitudes for symmetric grids, h + 3/8 for
         h-swish) are never reached. False takes the intended cases.
     range_from
-        How first ranges are found: ``"published"``, the paper's rule, or ``"mse"``, the range with the least
-        squared error. At 2 bits the paper's rule, made for training that comes down from more bits, rounds
-        most weights of a trained network to zero.
+        How first ranges are found: ``"published"``, the rule of the authors' code, or ``"mse"``, the range
+        with the least squared error. At 2 bits that rule, made for training that comes down from more bits,
+        rounds most weights of a trained network to zero. The cap of ``"relu6"`` belongs to ``"published"``.
+
+    Raises
+    ------
+    ValueError
+        An unknown grid, activation or ``range_from``; bits out of range.
 
     Notes
     -----
-    The paper's first ranges: weights α = γ = 0.9 max|w|; activations α = γ = the 95 % order statistic.
+    First ranges of the authors' code: weights α = γ = 0.9 max|w|; activations α = γ = the order statistic at
+    95 % of the strictly positive values (10⁻³ if there is none).
     α and γ start equal and part in training; while they are equal, DuQ is LSQ up to the scale of gradients.
     """
 
@@ -211,6 +217,11 @@ def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding_value: float = 
     With unsigned codes k and step s, x = s k + p on the grid; padding with p itself gives
     conv_p(x, w) = s conv_0(k, w) + p Σ w everywhere, borders included, so the offset is one constant per
     output channel. Padding with zero breaks that at the borders.
+
+    Raises
+    ------
+    ValueError
+        A padding value with another ``padding_mode`` than zeros.
     """
     # Two of torch's private names, as its own quantised layers use them: a public one would copy the layer.
     if padding_value == 0.0 or not any(conv._reversed_padding_repeated_twice):

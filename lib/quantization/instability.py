@@ -92,6 +92,11 @@ class Instability:
     ----------
     samples : dict
         Measured values by name of the layer.
+
+    Raises
+    ------
+    ValueError
+        No quantised convolution; ``every`` below 1 or ``skip`` below 0.
     """
 
     def __init__(

@@ -159,6 +159,11 @@ def gemm_i16(activation: Tensor, weight: Tensor, *, spill_every: int | None = No
     spill_every : int, optional
         Even, at least 2; None: only at the end.
 
+    Raises
+    ------
+    ValueError
+        Operands of other types or shapes; an odd ``spill_every`` or one below 2.
+
     Notes
     -----
     Activations are not negative, so each partial sum of a block lies between the sum of its negative and of
@@ -229,6 +234,11 @@ def affine_gemm(
     Returns
     -------
     float32 (M, N)
+
+    Raises
+    ------
+    ValueError
+        Scales along K; or as `gemm_i32`.
     """
     if activation_quantizer.axis is not None or weight_quantizer.axis not in (None, 0):
         raise ValueError("scales: one for the activation, one or one per output channel for the weight")

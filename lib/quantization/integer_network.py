@@ -84,7 +84,8 @@ class Accumulation:
 class IntegerLayer(nn.Module):
     """A convolution or linear layer on integers: quantises its input, multiplies, and returns real numbers.
 
-    `saturated` and `entries` count the outputs computed since they were last set to zero.
+    A linear layer must have a bias. `saturated` and `entries` count the outputs computed since they were last
+    set to zero.
     """
 
     def __init__(

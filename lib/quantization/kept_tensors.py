@@ -95,7 +95,7 @@ class Relu(Kept):
 
 
 class Positions(Kept):
-    """Positions of maxima (int64) in the narrowest integers that hold them."""
+    """Positions of maxima (int64) in integers of 16 or 32 bits, where these hold them."""
 
     def __init__(self, tensor: Tensor) -> None:
         largest = int(tensor.max()) if tensor.numel() else 0

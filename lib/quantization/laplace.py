@@ -91,6 +91,11 @@ class Laplace(Quantizer):
         One scale per index of dimension 0, or None for one.
     adaptive
         Measure the scale at each forward (weights), or by `initialise` only (activations).
+
+    Raises
+    ------
+    ValueError
+        An unknown grid, a one-sided one without zero, channels below 1, bits out of range.
     """
 
     def __init__(

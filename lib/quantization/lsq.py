@@ -80,6 +80,13 @@ class LSQPlus(Quantizer):
 
     ∂ŷ/∂β = 1 outside the range and 0 inside. The first grid spans the data from minimum to maximum; the
     paper then searches for the least squared error, which is not done here.
+
+    Parameters
+    ----------
+    bits
+        1..8.
+    scale_gradient
+        Whether the gradients of step and β are both scaled by 1/√(N (2^bits − 1)), as LSQ's step.
     """
 
     def __init__(self, bits: int | None, *, scale_gradient: bool = True) -> None:

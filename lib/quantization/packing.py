@@ -79,6 +79,11 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     Returns
     -------
     uint8, (count,)
+
+    Raises
+    ------
+    ValueError
+        Not what `pack` returns for so many codes.
     """
     width = -(-count // PLANES)
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != width:

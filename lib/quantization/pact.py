@@ -23,7 +23,8 @@ class PACT(Quantizer):
         The paper has no negative values. If True the range is [−α, α], 2^bits − 1 levels, with
         ∂y/∂α = sign(x) [|x| ≥ α]: an extension.
     alpha
-        First clipping level; `initialise` sets it to the largest magnitude of the data.
+        First clipping level; `initialise` sets it to the largest value of the data (magnitude if signed), at
+        least 10⁻³.
     """
 
     def __init__(self, bits: int | None, *, signed: bool = False, alpha: float = 6.0) -> None:

@@ -13,7 +13,7 @@ automatic differentiation saves passes through it, and it knows which function i
   read the tensor; with two zeros (RV-Quant) if a ReLU made it, symmetric if it has negative values;
 * results of ReLUs: a bit per element, or nothing of their own (see above);
 * inputs of batch normalisation: what we could read of the paper is silent on these; see ``bn_input``;
-* positions of maxima: the narrowest integers that hold them.
+* positions of maxima: integers of 16 or 32 bits.
 
 Left exact: the image and whatever else has no gradient, weights and statistics, tensors of fewer than
 ``smallest`` elements, and all that other functions save.

@@ -10,7 +10,7 @@ from lib.quantization.rounding import EPSILON, fake_quantize
 
 #: Ranges tried first by the least-squares search, as shares of the extremes; then eight about the best.
 SHARES = torch.logspace(-2, 0, 17)
-#: Elements at most that the least-squares search looks at, evenly spread over the tensor.
+#: About how many elements the least-squares search looks at (fewer than twice as many), evenly spread.
 SEARCHED = 1 << 14
 
 
@@ -31,6 +31,11 @@ class Uniform(Quantizer):
         the extremes where ``bits`` is None.
     channels
         One range per index of dimension 0, or None for one.
+
+    Raises
+    ------
+    ValueError
+        An unknown ``range_from``, a symmetric range for unsigned data, channels below 1, bits out of range.
 
     Notes
     -----

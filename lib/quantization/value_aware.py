@@ -48,7 +48,7 @@ BLOCK = 1 << 18
 #: the error can tell (its minimum is flat).
 SHARES = torch.logspace(-2, 0, 95)
 
-#: Elements at most on which they are tried, evenly spread over the tensor.
+#: About how many elements they are tried on (fewer than twice as many), evenly spread over the tensor.
 SEARCHED = 1 << 14
 
 
@@ -251,12 +251,17 @@ class ValueAware(Quantizer):
     clipped
         As of `encode`.
 
+    Raises
+    ------
+    ValueError
+        Signed with 1 bit, a ratio outside 0…1, bits out of range.
+
     Notes
     -----
-    ``forward`` returns grid values *and* the large values as they are, so `levels` has only the former, which
-    follow the last tensor seen; `encode` returns a `PackedTensor`. The gradient passes straight through.
-    Other than the other quantisers, ``forward`` refuses NaN, infinities and float64: what is large is kept
-    as it is, in a narrower type.
+    ``forward`` returns grid values *and* the large values as they are, so `levels` has only the former, those
+    of the last tensor that `initialise` or `encode` saw; `encode` returns a `PackedTensor`. The gradient
+    passes straight through. Other than the other quantisers, ``forward`` refuses NaN, infinities and float64:
+    what is large is kept as it is, in a narrower type.
     """
 
     def __init__(

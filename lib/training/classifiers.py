@@ -21,8 +21,9 @@ class ImageClassifier(nn.Module):
     network
         Images ``(B, C, H, W)`` to logits ``(B, classes)``.
     teacher
-        A trained network whose predictions are to be matched as well. It is used in evaluation mode, without
-        gradients, and is no part of this module: neither its weights nor its device follow.
+        A trained network whose predictions are to be matched as well. It is used in evaluation mode (PROFIT's
+        authors leave theirs in training mode, with each batch's statistics), without gradients, and is no
+        part of this module: neither its weights nor its device follow.
     teacher_weight
         Factor on the teacher's term.
     """
@@ -148,6 +149,11 @@ def linear_classifier(
     -------
     Sequential
         From images (B, C, H, W) to logits (B, classes).
+
+    Raises
+    ------
+    ValueError
+        The penalty is not above 0.
     """
     if not penalty > 0:
         raise ValueError(f"penalty must be above 0, or there is no single optimum, got {penalty}")

@@ -62,7 +62,8 @@ def warmup_cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Callabl
     Parameters
     ----------
     steps
-        Length of the whole schedule; from the last step on the factor is ``floor``.
+        Length of the whole schedule; from the last step on the factor is ``floor``, if two steps or more
+        follow the rise.
     warmup
         Steps of the rise, from ``1 / warmup`` to 1.
     floor

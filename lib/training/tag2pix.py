@@ -101,7 +101,7 @@ class Tag2PixStep:
             self.state["extractor"] = extractor
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """Take the step of this number (from 0), and return both networks' losses and the terms' sums."""
+        """Take the step of this number (from 0); return both losses and the weighted reconstruction."""
         batch = self.fabric.to_device(dict(self.batch_at(number)))
         line, picture = batch["lines"], batch["images"]
         tags = batch["variant"], batch["invariant"]

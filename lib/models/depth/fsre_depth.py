@@ -25,7 +25,8 @@ class FsreDepth(nn.Module):
     """The networks, and the loss that they are trained by.
 
     The defaults are the paper's main model. ``classes=0, attention_levels=()`` with an `Objective` of
-    ``weighting="monodepth2"`` and no weight on labels is Monodepth2.
+    ``weighting="monodepth2"`` and no weight on labels is Monodepth2, but for the second motion that its pose
+    network predicts and nothing uses.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ def identity_errors(
     """Errors of the neighbours as they are, (B, sources, H, W), for `minimum_reprojection`.
 
     They depend on no scale: compute them once. Noise of 1e-5, as published, breaks the ties of pixels that
-    nothing moves.
+    nothing moves; the authors draw it anew for each scale, here all scales have the same.
     """
     errors = torch.cat([error(source) for source in sources], 1).detach()
     noise = torch.randn(errors.shape, generator=generator, dtype=errors.dtype, device=errors.device)

@@ -1,8 +1,8 @@
 """What depth is learned from: a picture, its two neighbours, labels; weights and sums of the losses.
 
 Two weightings of the scales are published. Monodepth2 averages its photometric loss over scales; FSRE-Depth
-divides each scale's by 2^s and adds them up, which weighs it 1.875 times as much as the other terms at four
-scales. Smoothness is divided by 2^s in both, and averaged or added up likewise.
+divides each scale's by 2^s and adds them up: at four scales a weight of 1 + ½ + ¼ + ⅛ = 1.875 against 1.
+Smoothness is divided by 2^s in both, and averaged or added up likewise: four times as much in FSRE-Depth.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ class EqualConv(nn.Module):
     ----------
     inputs, outputs : int
         Channels.
-    kernel : 1 or 3
-        With "same" padding where the size stays.
+    kernel : int
+        1 or 3; any with `padding`. With "same" padding where the size stays.
     resample : "up" or "down", optional
         Doubles the size (transposed convolution, then blur) or halves it (blur, then convolution).
     activate, bias : bool

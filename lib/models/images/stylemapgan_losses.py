@@ -173,6 +173,7 @@ def reconstruction_losses(
         Real, in [−1, 1].
     distance
         LPIPS, or ``functools.partial(feature_distance, network)``; without any there is no perceptual loss.
+        The authors' LPIPS has dropout on its heads in training; `lib.metrics.images.LPIPS` has none.
     """
     with frozen(model.discriminator):
         reconstructed = model(images)

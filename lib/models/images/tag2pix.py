@@ -7,7 +7,7 @@ enter as a map at the bottom and as a vector in the decoder's blocks (`lib.model
 tags that say nothing of colours enter only as the features that an extractor trained to predict them sees in
 the line art (`lib.models.images.tag2pix_extractor`).
 
-What the code leaves to its framework's defaults and the dossier of shapes does not say: transposed
+What the code leaves to its framework's defaults, and its keys and shapes do not show: transposed
 convolutions pad by 1 on both sides, so that they double the image.
 """
 

@@ -47,6 +47,11 @@ class ChannelGate(nn.Module):
         Channels to units between the two layers.
     bias : bool
         Of both layers.
+
+    Raises
+    ------
+    ValueError
+        Fewer channels than the reduction.
     """
 
     def __init__(self, channels: int, tag_size: int = 0, *, reduction: int = 16, bias: bool = False) -> None:

@@ -1,7 +1,8 @@
 """Tag2Pix's discriminator: is a picture real, and which tags has it (an auxiliary-classifier GAN).
 
-After the authors' code (github.com/blandocs/Tag2Pix, commit 733d729, MIT). It sees the picture alone: nothing
-but the reconstruction loss ties a coloured picture to its line art.
+Kim, Jhoo, Park & Yoo, "Tag2Pix", ICCV 2019 (arXiv:1908.05840), after the authors' code
+(github.com/blandocs/Tag2Pix, commit 733d729, MIT). It sees the picture alone: nothing but the reconstruction
+loss ties a coloured picture to its line art.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tag2Pix's semantic extractor: a network that predicts tags without colours from line art, cut in half.
 
-After the authors' code (github.com/blandocs/Tag2Pix, commit 733d729, MIT). The whole is an SE-ResNeXt-50 for
-one input channel, trained to predict 370 tags such as hats or smiles; its training is not published, its
-weights are. The generator sees what its second stage gives, and its weights stay as they are.
+Kim, Jhoo, Park & Yoo, "Tag2Pix", ICCV 2019 (arXiv:1908.05840), after the authors' code
+(github.com/blandocs/Tag2Pix, commit 733d729, MIT). The whole is an SE-ResNeXt-50 for one input channel,
+trained to predict 370 tags such as hats or smiles; its training is not published, its weights are. The
+generator sees what its second stage gives, and its weights stay as they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tag2Pix's losses, and when they change: first shapes, then tags.
 
-After the authors' code (github.com/blandocs/Tag2Pix, commit 733d729, MIT). In the first step of the training
-the discriminator judges only whether a picture is real; in the second its tag heads take part, and both
-networks are asked for the tags. All binary cross-entropies are means over the batch and over the tags.
+Kim, Jhoo, Park & Yoo, "Tag2Pix", ICCV 2019 (arXiv:1908.05840), after the authors' code
+(github.com/blandocs/Tag2Pix, commit 733d729, MIT). In the first step of the training the discriminator judges
+only whether a picture is real; in the second its tag heads take part, and both networks are asked for the
+tags. All binary cross-entropies are means over the batch and over the tags.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class LossWeights:
     invariant_tags, colour_tags : float
         Of the tags' cross-entropies. Their program's own default is 1. A generator without features of the
         extractor is trained with 0 for the former.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative or not finite.
     """
 
     reconstruction: float = 1000.0
@@ -51,6 +57,9 @@ AUTHORS_WEIGHTS = LossWeights()
 @dataclass(frozen=True, kw_only=True)
 class ChangingLoss:
     """When the losses and the line art change; epochs count from 1.
+
+    Defaults are the authors' recipe for 512 pixels on one graphics card; for 256 pixels their second step
+    begins at epoch 10.
 
     Attributes
     ----------

@@ -37,6 +37,11 @@ class ClozeHead(nn.Module):
         ``"dot"`` or ``"linear"``.
     layer_norm
         Whether the LN is there.
+
+    Raises
+    ------
+    ValueError
+        Another kind.
     """
 
     def __init__(

@@ -119,7 +119,9 @@ class MixedAttention(nn.Module):
             layer(kernel).unflatten(-1, (2, -1))  # (B or 1, T, 2, d): P W_Q, P W_K
             for layer, kernel in zip(self.absolute, absolute, strict=True)
         ]
-        # A relative head adds b, the bias of W_R, to K: Q_i·b is all of it that the softmax does not cancel.
+        # A relative head adds b, the bias of W_R, to K. Its share of the logits, (Q_i + u)·b, is the same for
+        # all j and the softmax cancels it: b has no effect and no gradient, and is here because the authors
+        # have it.
         zero = self.content.bias.new_zeros(self.content.in_features // self.num_heads)  # (d,)
         shifts += [torch.stack([zero, layer.bias])[None, None] for layer in self.relative]  # (1, 1, 2, d)
         shape = torch.broadcast_shapes(*(shift.shape for shift in shifts))
@@ -173,8 +175,8 @@ class Meantime(ClozeModel):
 
     Tokens are 0 (padding), items 1…V and the mask token V+1. No positional vector is added to an item; time
     enters through the attention logits alone. A batch has ``timestamps`` beside its ``tokens`` if there is a
-    relative kernel, and ``days`` if there is a Day kernel. Each parameter but ``one_table`` is a setting
-    of the authors' code.
+    relative kernel, and ``days`` if there is a Day kernel. Each parameter is a setting of the authors'
+    code, but ``one_table``, ``relative_term`` and a ``kernel_dropout`` other than ``dropout``.
 
     Parameters
     ----------

@@ -9,10 +9,11 @@ A batch names its articles once, however often they were clicked or shown: ``tit
 reads hold one row per distinct article, ``candidates`` and ``history`` are indices into these rows. Public
 programs encode an article for every place where it occurs.
 
-Sizes are by default those of recommenders-team/recommenders (Microsoft). Public programs differ in what the
-papers leave open. Here padding takes no part: words with index 0 and missing clicks are masked. With
-`mask_words` False padded words take part, as they do there and in yusanshi/news-recommendation (MIT licence),
-whose layout of weights `from_checkpoint` takes; neither is the papers' authors' own program.
+Sizes are by default those of recommenders-team/recommenders (Microsoft), LSTUR's those of
+yusanshi/news-recommendation (MIT licence). Public programs differ in what the papers leave open. Here padding
+takes no part: words with index 0 and missing clicks are masked. With `mask_words` False padded words take
+part, as they do in both; `from_checkpoint` takes the latter's layout of weights. Neither is the papers'
+authors' own program.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class NewsRecommender(NewsScorer):
     A batch has, beside what a subclass reads of an article (a row each of the n distinct ones):
 
     * ``candidates`` (B, C): rows of the candidates, −1 where there is none,
-    * ``history`` (B, H): rows of the articles clicked before, oldest first, −1 where there is none.
+    * ``history`` (B, H): rows of the articles clicked before, oldest first, then −1 where there is none.
 
     Parameters
     ----------
@@ -331,6 +332,11 @@ class LSTUR(NewsRecommender):
         Probability that training does not know a user.
     word_size, query_size, dropout, word_vectors, mask_words
         As of `NRMS`.
+
+    Raises
+    ------
+    ValueError
+        Another ``long_term``, an even window, word vectors of another shape.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class DeepContext(NewsScorer):
     """A content model with the same buckets used more deeply: what the simple module is compared with.
 
     * ``"article"``: context is a part of what an article is, s = ⟨u, W [n; e]⟩;
-    * ``"gate"``: PP-Rec's gate, s = η·⟨u, n⟩ + (1 − η)·s(context) with η = σ(MLP(u));
+    * ``"gate"``: a gate like PP-Rec's, s = η·⟨u, n⟩ + (1 − η)·s(context) with η = σ(MLP(u));
     * ``"network"``: a network judges all together, s = MLP[u; n; u∘n; e].
 
     Reads what the content model reads and ``context`` (B, C, F), as `ContextualScorer`.
@@ -102,6 +102,11 @@ class DeepContext(NewsScorer):
     fusion : {"article", "gate", "network"}
     hidden_size : int
         Of the networks.
+
+    Raises
+    ------
+    ValueError
+        Another fusion.
     """
 
     def __init__(
@@ -166,7 +171,9 @@ class PPRec(NewsScorer):
     Against the program: any encoder of articles, so that it can be compared at equal text (there: words and
     entities that attend to each other, 400-d); age is in hours on both sides (there publication is counted in
     minutes and the impression in hours, so that nearly all ages are clipped to 0); rates are those of the
-    caller's regime (there of the previous hour).
+    caller's regime (there of the previous hour); tanh follows all layers of ``hidden_sizes`` (there the last
+    of the three is linear); η has two hidden layers (there the first is computed and overwritten, so that one
+    is left); both terms count once (there training doubles them, which changes no ranking but the loss).
 
     Parameters
     ----------
@@ -181,6 +188,11 @@ class PPRec(NewsScorer):
     ctr_levels, recency_levels, recency_size : int
         Rows of the tables of clicked articles' rates, and of ages in steps of two hours; 200, 1500 and 100
         there.
+
+    Raises
+    ------
+    ValueError
+        ``num_heads`` does not divide ``size``.
     """
 
     def __init__(

@@ -188,7 +188,7 @@ class GapGrid:
     Raises
     ------
     ValueError
-        If a gap is beyond the Log kernel's grid, 10¹⁶ units of time.
+        If a gap is beyond the Log kernel's grid, 1.4·10¹² f units of time (10¹⁶ at f = 10⁴).
     """
 
     def __init__(

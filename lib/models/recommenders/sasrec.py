@@ -137,7 +137,9 @@ class SASRec(nn.Module):
         """Binary cross-entropy of the next item (``labels``) against one of the ``negatives`` per position.
 
         −log σ(s⁺) − log(1 − σ(s⁻)), mean over positions with ``labels`` > 0. The authors add 1e−24 inside the
-        logarithms; the softplus form used here needs no such guard and differs for scores beyond ±50 only.
+        logarithms; the softplus form used here needs no such guard. In exact arithmetic it differs for scores
+        beyond ±50 only; in float32 their 1 − σ(s⁻) is coarse from s⁻ = 15 on and 0 from 17 on, where the loss
+        is 55.3 and has no gradient, and softplus gives s⁻.
 
         Raises
         ------

@@ -133,7 +133,7 @@ def check_candidates(candidates: Tensor, *, rows: int, num_items: int) -> None:
 
 
 def check_range(name: str, indices: Tensor, size: int) -> None:
-    """Refuse indices that are not rows of a table; none is none that is not.
+    """Refuse indices that are not rows of a table; an empty tensor passes.
 
     Raises
     ------

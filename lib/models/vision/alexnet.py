@@ -45,7 +45,7 @@ class AlexNet(nn.Module):
     width : float
         Factor on all channels and hidden units, rounded to an even number; 1 is the published network.
     dropout : float
-        Before the last two hidden layers' outputs are used, in training.
+        Behind each hidden fully connected layer, in training.
 
     Attributes
     ----------

@@ -51,6 +51,11 @@ class DenseNet(nn.Module):
     num_classes : int
     growth : int
         Channels that each layer adds.
+
+    Raises
+    ------
+    ValueError
+        Another depth.
     """
 
     def __init__(self, *, depth: int = 121, num_classes: int = 1000, growth: int = 32) -> None:

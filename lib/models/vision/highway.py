@@ -5,7 +5,8 @@ Only the abstract could be read. The block below is the straightforward form of 
 code of its first author; details of the paper may differ.
 
 One knob moves between the conventional network and the highway, with the same quantisers and the same number
-of them. The same idea in an LSTM is in `lib.models.language.highway`.
+of them; a highway of few bits has one more in each block. The same idea in an LSTM is in
+`lib.models.language.highway`.
 """
 
 from __future__ import annotations

@@ -171,6 +171,11 @@ class InceptionV3(nn.Module):
     ----------
     num_classes : int
     dropout : float
+
+    Raises
+    ------
+    ValueError
+        No class; images below 75 pixels.
     """
 
     def __init__(self, *, num_classes: int = 1000, dropout: float = 0.5) -> None:

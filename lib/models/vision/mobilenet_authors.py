@@ -7,7 +7,8 @@ they enter a convolution. What differs from the published networks (`lib.models.
 - v2: in full precision its ReLU6 has no cap (a quantised one starts with a range of at most 6);
 - v2: after the last convolution a ReLU, the mean over the image, and only then the quantiser;
 - v3: squeeze-and-excite stands before the nonlinearity, and depthwise convolutions behind h-swish pad with
-  its minimum, −3/8, in full precision too.
+  its minimum, −3/8, in full precision too;
+- v3: norms have torch's epsilon of 1e-5 and a momentum of 0.0003.
 
 Skip connections add the block's unquantised input. Names like ``-0`` are the authors': quantisers slot in
 without moving the numbers of the layers around them.
@@ -276,7 +277,7 @@ def v3_norm(channels: int) -> nn.BatchNorm2d:
 class QuantizedMobileNetV3Large(AuthorsNetwork):
     """The authors' MobileNet-v3-Large: 566 keys, 254 of them ranges.
 
-    Parameters as `QuantizedMobileNetV2`.
+    Parameters as `QuantizedMobileNetV2`, without ``last_channels``.
     """
 
     last_layer = "classifier.3"

@@ -47,6 +47,11 @@ class VGG(nn.Module):
     map : (channels, height, width)
         The feature map that the first fully connected layer reads: (512, 7, 7) in VGG-16.
     input_shape : (channels, height, width)
+
+    Raises
+    ------
+    ValueError
+        A size is not positive, or stages leave no pixel.
     """
 
     def __init__(
