@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from lib.ledger.archive import archived
 from lib.ledger.evidence import Evidence
 from lib.ledger.schema import load_ledger
 from lib.runs.parameters import read_parameters
@@ -143,6 +144,14 @@ def test_data_and_resources_are_declared_for_whatever_can_be_asked(chapter):
         assert Resources.of(read_chapter(chapter), scale).gpus == (asked == "cuda"), (
             "a GPU is asked for if used"
         )
+
+
+@every_chapter
+def test_archived_runs_took_less_than_is_asked_of_a_cluster(chapter):
+    for piece in archived(chapter, ROOT):
+        asked = Resources.of(read_chapter(chapter), piece.scale)
+        assert piece.evidence.provenance.peak_memory_bytes < 1e6 * asked.memory_mb
+        assert max(run.wall_seconds for run in piece.evidence.runs) < 60 * asked.minutes
 
 
 @every_chapter
