@@ -20,7 +20,7 @@ from nbformat.v4 import new_output
 
 from lib.chapter.figures import KINDS, arms_figure
 from lib.chapter.tables import quantity_text
-from lib.ledger.archive import Piece, strongest
+from lib.ledger.archive import Piece, largest, strongest
 from lib.ledger.evidence import ClaimEvidence
 from lib.ledger.schema import SCALES
 from lib.ledger.wording import interval_of
@@ -117,9 +117,10 @@ def table_figure(table: pd.DataFrame, kind: str, options: Mapping[str, Any]) -> 
 
 
 def strongest_table(name: str, own: Path, piece: Piece | None, root: Path) -> pd.DataFrame:
-    """A table of the archived run if it has it, else of the run in the folder `own`."""
+    """A table of the archived run if it has it, else of the run in the folder `own`, which has no other."""
     file = f"tables/{name}.csv"
-    archived = piece is not None and any(file in artifact.files for artifact in piece.evidence.artifacts)
+    kept = piece.evidence.artifacts if piece is not None and piece.folder else ()
+    archived = any(file in artifact.files for artifact in kept)
     return pd.read_csv(root / piece.folder / file if archived else own / file)
 
 
@@ -131,7 +132,7 @@ def numbers(claims: Iterable[ClaimEvidence], piece: Piece | None = None) -> dict
     claims : iterable of ClaimEvidence
         The strongest of each claim.
     piece : Piece, optional
-        The archived run that most of it comes from: an arm that several claims share has its mean.
+        The run that most of it comes from: an arm that several claims share has its mean.
 
     Returns
     -------
@@ -197,3 +198,9 @@ def strongest_of(
         if piece is not None and (untested or SCALES.index(piece.scale) > SCALES.index(scale)):
             found[claim] = piece.claim(claim)
     return found
+
+
+def largest_of(scale: str, archive: Iterable[Piece]) -> Piece | None:
+    """The archived run of the largest scale, unless a run at `scale` is larger itself."""
+    piece = largest(archive)
+    return piece if piece and SCALES.index(piece.scale) >= SCALES.index(scale) else None

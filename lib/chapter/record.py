@@ -23,7 +23,7 @@ import numpy as np
 from lib.chapter import figures, findings, per_unit, tables
 from lib.chapter.tables import Html
 from lib.files import ROOT, file_hash, parse_json, write_atomically
-from lib.ledger.archive import Piece, archived, largest
+from lib.ledger.archive import Piece, archived
 from lib.ledger.evidence import (
     Artifact,
     ChapterRecord,
@@ -311,7 +311,8 @@ class Record:
         for claim in claim_ids:
             self.ledger[claim]  # refuses an unknown one, which would be left out in silence
         strongest = self._strongest()
-        for name, value in findings.numbers(strongest.values(), largest(self._archive)).items():
+        largest = findings.largest_of(self.scale, self._archive)
+        for name, value in findings.numbers(strongest.values(), largest).items():
             self._glue(f"found-{name}", value)
         figure = findings.findings_figure(strongest[claim] for claim in claim_ids if claim in strongest)
         return self._shown(figure, f"findings {' '.join(claim_ids)}")
@@ -330,11 +331,12 @@ class Record:
     def table_figure(self, name: str, kind: str, **options: Any) -> ShownFigure:
         """A figure of the book's kinds (`lib.chapter.figures`) from a table of the strongest run there is.
 
-        That is the archived run of the largest scale if it has a table ``name``, else this run's own.
+        That is an archived run of the largest scale that has a table ``name``, unless this one is larger.
         """
         if name not in self._artifacts:
             raise ValueError(f"there is no table {name!r} yet: keep it before its figure is drawn")
-        table = findings.strongest_table(name, self.folder, largest(self._archive), self.root)
+        largest = findings.largest_of(self.scale, self._archive)
+        table = findings.strongest_table(name, self.folder, largest, self.root)
         shows = json.dumps([name, kind, options], separators=(",", ":"))
         return self._shown(findings.table_figure(table, kind, options), f"table-figure {shows}")
 

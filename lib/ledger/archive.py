@@ -172,6 +172,11 @@ class Piece:
         )
         return cls(evidence.model_copy(update={"claims": claims}), folder, stale)
 
+    @classmethod
+    def of_run(cls, evidence: Evidence) -> Piece:
+        """A run that lies nowhere in the archive, judged by today's ledger already."""
+        return cls(ArchivedEvidence(**{name: getattr(evidence, name) for name in Evidence.model_fields}))
+
     @property
     def chapter(self) -> str:
         """Whose evidence it is."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
-from lib.ledger.archive import ArchivedEvidence, Piece, strongest
+from lib.ledger.archive import Piece, strongest
 from lib.ledger.evidence import ClaimEvidence, Evidence
 
 GROUPS = {
@@ -85,8 +85,7 @@ def standings(evidence: Evidence, archive: Iterable[Piece] = ()) -> tuple[Standi
     archive = tuple(archive)
     if foreign := [piece.chapter for piece in archive if piece.chapter != evidence.chapter]:
         raise ValueError(f"expected evidence of {evidence.chapter}, got that of {foreign[0]}")
-    fields = {name: getattr(evidence, name) for name in Evidence.model_fields}
-    own = Piece(ArchivedEvidence(**fields))
+    own = Piece.of_run(evidence)
     found = []
     for here in evidence.claims:
         piece = strongest(here.id, (own, *archive)) or own  # first: it may be the very run that is archived

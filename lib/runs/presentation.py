@@ -104,7 +104,7 @@ class _Page:
         self.folder, self.made, self.files = folder, made, files
         self.claims = {claim.id: claim for claim in evidence.claims}
         self.strongest = {claim: one.claim for claim, one in standing.items()}
-        self.largest = largest(archive)
+        self.largest = largest((Piece.of_run(evidence), *archive))
         self.parts: dict[str, Callable[..., tables.Html]] = {
             "ledger": lambda: tables.ledger_table(ledger, request.chapter, request.scale, evidence.settings),
             "verdicts": lambda: tables.verdict_table(evidence.claims, standing),

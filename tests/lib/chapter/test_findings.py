@@ -210,6 +210,13 @@ def test_a_larger_scale_speaks_whatever_it_says():
         assert findings.strongest_of({"C3": mine}, "long", smaller)["C3"] is mine
 
 
+@pytest.mark.parametrize(("scale", "theirs"), [("book", "long"), ("long", "long"), ("paper", None)])
+def test_no_archived_run_is_larger_than_one_of_the_paper_scale(scale, theirs):
+    found = findings.largest_of(scale, [archive("book"), archive("long")])
+    assert (found and found.scale) == theirs
+    assert findings.largest_of(scale, []) is None
+
+
 def test_a_table_comes_from_the_archived_run_that_has_it(tmp_path):
     for folder, value in (("own", 1), ("kept", 2)):
         (tmp_path / folder / "tables").mkdir(parents=True)
@@ -219,8 +226,8 @@ def test_a_table_comes_from_the_archived_run_that_has_it(tmp_path):
     other = SimpleNamespace(folder="kept", evidence=SimpleNamespace(artifacts=[]))
     found = [
         findings.strongest_table("map", tmp_path / "own", one, tmp_path)["score"].item()
-        for one in (piece, other, None)
+        for one in (piece, other, None, SimpleNamespace(folder="", evidence=piece.evidence))
     ]
-    assert found == [2, 1, 1]
+    assert found == [2, 1, 1, 1]
     with pytest.raises(ValueError, match="kind must be one of arms_figure, curves_figure, map_figure"):
         findings.table_figure(None, "pie", {})
