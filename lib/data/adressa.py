@@ -55,7 +55,6 @@ def read_adressa(
         An article can be shown so long after a click on it.
     title_length, min_word_count : int
         Words kept, and how common they are at least.
-    seed : int
 
     Returns
     -------

@@ -81,7 +81,7 @@ class Trusting(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set, from its origin to what a chapter reads: a table, or a dictionary of image sets by split.
+    """A data set, from its origin to what a chapter reads: a table, image sets by split, text, weights, ….
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class DataSet:
 
 
 def opened(path: Path) -> IO[str]:
-    """A text file, whatever saved it: UTF-8 or UTF-16 with their marks or without, any line ends, or gzip.
+    """A text file, whatever saved it: UTF-8 with or without a mark, UTF-16 with one, any line ends, gzip.
 
     Raises
     ------

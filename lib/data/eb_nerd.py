@@ -132,8 +132,8 @@ def read_impressions(
 ) -> tuple[ImpressionLog, tuple[Skipped, Skipped]]:
     """Impressions of a split, the folder of ``behaviors.parquet`` and ``history.parquet``, in order of time.
 
-    Read row group by row group into flat arrays: 6 bytes a candidate and 4 a click of a history, and twice
-    that at the end, while they are put in order.
+    Read `ROWS` rows at a time into flat arrays: 5 bytes a candidate, 24 an impression and 4 a click of a
+    history, and about twice that at the end, while they are put in order.
 
     Parameters
     ----------

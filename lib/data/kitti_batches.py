@@ -90,7 +90,8 @@ class KittiTriplets:
 def other_colours(images: Tensor, draw: np.random.Generator) -> Tensor:
     """Pictures (…, 3, H, W) in [0, 1] with brightness, contrast, saturation and hue changed, in any order.
 
-    Hue is turned about the axis of greys, which keeps brightness.
+    The ranges are Monodepth2's and FSRE-Depth's. They shift hue in HSV (torchvision's ColorJitter); here it
+    is turned in the plane of chroma (YIQ), which keeps brightness but where values are clipped.
     """
     brightness, contrast, saturation = draw.uniform(*FACTORS, size=3)
     turn = _hue(2 * np.pi * draw.uniform(-TURN, TURN))

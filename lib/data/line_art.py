@@ -180,6 +180,8 @@ def read_line_art(path: Path, size: int, *, extract: bool = False) -> np.ndarray
 def faded(lines: np.ndarray, *, brightness: float, contrast: float = 1.0) -> np.ndarray:
     """Line art with another brightness, then contrast about its own mean: the authors' jitter.
 
+    No training here uses it (`lib.data.danbooru.LineArtPairs` mirrors only).
+
     Parameters
     ----------
     lines : array
@@ -205,6 +207,8 @@ def faded(lines: np.ndarray, *, brightness: float, contrast: float = 1.0) -> np.
 
 def inscribed(angle: float) -> float:
     """Side of the largest centred square without borders in a unit square turned by an angle, in degrees.
+
+    Of the authors' rotation, which no training here uses.
 
     Raises
     ------

@@ -42,6 +42,8 @@ class CandidateContext:
         Takes articles (B, H), −1 where there is none, and times (B, 1); returns click-through rates (B, H).
     alpha : float
         Of the smoothed click-through rate.
+    ctr : array (N,) float64
+        That rate of each candidate; made from the others.
     """
 
     buckets: np.ndarray

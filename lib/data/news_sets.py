@@ -66,9 +66,11 @@ def load_news(dataset: str, data_dir: str | Path, *, min_word_count: int = 2) ->
     dataset : str
         One of `FOLDERS`.
     data_dir : path
-        Where its folders lie.
+        Where its folders lie. Unlike elsewhere, a relative path counts from the working directory, and ``~``
+        is not expanded.
     min_word_count : int
-        Rarer words are left out.
+        Rarer words are left out: of MIND counted over the articles of both parts (there is no time of
+        publication), of EB-NeRD over those published before the validation's first impression.
 
     Raises
     ------

@@ -59,7 +59,9 @@ def rating_feed(
     title_length: int = 20,
     seed: int,
 ) -> ImpressionLog:
-    """Each rating as an impression with one click, drawn by `lib.data.click_feed.feed_of_clicks`.
+    """Ratings as impressions with one click each, drawn by `lib.data.click_feed.feed_of_clicks`.
+
+    A rating is none where the film was not rated lately, or too few others were.
 
     Parameters
     ----------
@@ -68,8 +70,8 @@ def rating_feed(
     films : DataFrame
         Columns item, title, genres (with blanks between).
     negatives, feedback, seed
-        As there: films drawn for a click, from those that the user has not rated; how much more popular ones
-        are shown; of the drawing.
+        As there: films drawn for a click, from those that the user has not rated by then (later ratings are
+        not spared); how much more popular ones are shown; of the drawing.
     alive_days : float
         A film can be shown so long after a rating.
     title_length : int

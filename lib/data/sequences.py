@@ -76,6 +76,11 @@ class ClozeTraining:
     seed : int
         Of order and masks.
 
+    Raises
+    ------
+    ValueError
+        A user has fewer events, or a size or the probability is out of range.
+
     Notes
     -----
     A batch in which chance selects nothing has no loss; then the last position of its first window is masked.
@@ -272,6 +277,12 @@ def evaluation_batches(
         gives it those of the last event before the target. The other views never see the target's time.
     personalised : bool
         As in `NextItemTraining`, for the view "next".
+
+    Raises
+    ------
+    ValueError
+        An unknown split, view or target_time, personalised beside another view than "next", a size below 1,
+        or a user with fewer than 3 events.
 
     Yields
     ------

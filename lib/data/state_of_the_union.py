@@ -19,7 +19,13 @@ VOCABULARY = 10_000
 
 
 def read_addresses(path: Path) -> list[tuple[int, str, str]]:
-    """Year, speaker and text of each address."""
+    """Year, speaker and text of each address.
+
+    Raises
+    ------
+    DataUnavailable
+        It is not the file of addresses.
+    """
     try:
         with lzma.open(path, "rt", encoding="utf-8") as file:
             rows = [line.rstrip("\n").partition("\t") for line in file]

@@ -123,8 +123,8 @@ class Street:
         its outside is that of larger (1) or smaller (0) coordinates.
     round : list
         Centre, radius, 1 for a sphere or 0 for an upright cylinder, upper and lower bound of y.
-    materials, speeds, anchors : list
-        Of all rectangles, then of all that is round: material, metres per frame along z, texture's origin.
+    of_flat, of_round : list
+        Of each rectangle, and of all that is round: material, metres per frame along z, texture's origin.
     """
 
     flat: list[tuple] = field(default_factory=list)

@@ -73,6 +73,8 @@ def kernels_figure(
 ) -> Figure:
     """Speed-ups over fp32, a panel for each level, and the widest level's kernels under their rooflines.
 
+    A roofline's flat part is the fastest product measured, not the processor's peak.
+
     Parameters
     ----------
     faster : mapping
@@ -117,7 +119,7 @@ def operators_figure(bandwidth: pd.DataFrame, shares: pd.DataFrame, fused: pd.Da
     Parameters
     ----------
     bandwidth, fused : DataFrame
-        From the functions of these names in `lib.experiments.facebook_inference_kernels`.
+        From `bandwidth` and `fused_times` of `lib.experiments.facebook_inference_kernels`.
     shares : DataFrame
         From `lib.experiments.facebook_inference_operators.operator_shares`.
     """

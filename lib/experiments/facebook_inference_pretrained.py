@@ -77,7 +77,7 @@ def outlier_shares(network: nn.Module) -> pd.DataFrame:
 
 
 def few_outliers(shares: pd.DataFrame) -> dict[str, list[float]]:
-    """Whether each layer has fewer outliers than `FEW` beyond 7 bits, with one scale per tensor: 1 or 0.
+    """Whether at most `FEW` of each layer's weights are beyond 7 bits, one scale per tensor: 1 or 0.
 
     Parameters
     ----------

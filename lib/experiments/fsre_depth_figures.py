@@ -141,9 +141,10 @@ def close_ups(models: Mapping[str, FsreDepth], world: Streets, seed: int, count:
 
 
 def likeness(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: int = 3) -> pd.DataFrame:
-    """How like the features of the finest level of the triplet loss are to those of one car, house or tree.
+    """How like the features of the finest level of the triplet loss are to those of one car, tree or pole.
 
-    The anchor, marked in the picture, is the middle of the longest run of one label near boundaries.
+    The anchor, marked in the picture, lies amid the label with the most pixels, of those that are neither
+    road, pavement, building nor sky; in the middle of the picture where there is no other.
     """
     images, labels = world.images[:count], world.tested("labels")[:count]
     anchors = [_anchor(one) for one in labels]
@@ -166,7 +167,7 @@ def likeness(models: Mapping[str, FsreDepth], world: Streets, seed: int, count: 
 
 
 def _anchor(labels: Tensor) -> tuple[int, int]:
-    """A pixel amid the largest thing of another label than road, pavement and sky; else amid the picture."""
+    """A pixel amid the most frequent label but road, pavement, building and sky; else amid the picture."""
     values, counts = labels.unique(return_counts=True)
     things = [(int(n), int(v)) for v, n in zip(values, counts, strict=True) if int(v) not in (0, 1, 2, 10)]
     if not things:

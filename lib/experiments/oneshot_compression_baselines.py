@@ -102,8 +102,8 @@ def initialise_gaussian(model: nn.Module, std: float | None = None) -> nn.Module
     ----------
     std : float, optional
         Standard deviation of all weights; AlexNet's paper has 0.01. If not given, that of He et al. (2015):
-        variance 2/fan_in where a rectifier follows. Behind ``reduce`` and ``core`` none does: there the
-        variance is 1/fan_in, so that a factored layer passes on as much variance as a whole one.
+        variance 2/fan_in, as where a rectifier follows (the output layer too, where none does). Behind
+        ``reduce`` and ``core`` it is 1/fan_in: a factored layer passes on as much variance as a whole one.
 
     Returns
     -------

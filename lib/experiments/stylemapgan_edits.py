@@ -236,9 +236,15 @@ def hair_direction(
     Returns
     -------
     images : dict of str to (N, 3, H, W)
-        ``unmoved``, ``everywhere`` and ``left half``.
+        ``source`` (the dark-haired faces), ``unmoved``, ``everywhere`` and ``left half``.
     scores : by metric and arm
-        Brightness of the hair in both halves, in [−1, 1], and the change outside the hair.
+        Brightness of the hair in both halves, in [−1, 1], and the mean squared change against ``unmoved``
+        outside the hair. Pixels of the hair are those that it covers by more than 90 %.
+
+    Raises
+    ------
+    ValueError
+        No dark-haired face shows hair in both halves.
     """
     drawn = Drawings.of(
         style, style.faces(train + test, seed=stream_seed(seed, "hair")), size, data_dir=data_dir

@@ -97,7 +97,7 @@ def set_names() -> list[str]:
 
 
 def by_arm(trained: Mapping[str, Trained], portraits: Portraits, count: int = 7) -> dict[str, Tensor]:
-    """The same test line art and tags as every arm draws it, below the line art and above the truth."""
+    """The same test line art and tags by every arm; the line art above, flood fill and the truth below."""
     held_out = portraits.held_out(count)
     rows = {"line art": as_pictures(held_out["lines"])}
     rows |= {name: one.draw(held_out["lines"], held_out["variant"]) for name, one in trained.items()}

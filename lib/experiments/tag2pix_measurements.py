@@ -224,7 +224,10 @@ def _area(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def contradicted(trained: Trained, portraits: Portraits) -> dict[str, np.ndarray]:
-    """Whether hair has the asked colour, (tested,), on XDoG of that colouring and on XDoG of another."""
+    """Whether hair has the asked colour, (tested,), on XDoG of that colouring and on XDoG of another.
+
+    The other one is another portrait's (the list in reverse): for about one in six hair has the same colour.
+    """
     hair = portraits.test.style.parts.index("hair")
     others = portraits.asked[::-1].copy()
     tags = portraits.test.colour_tag_vectors(colours=portraits.asked)
@@ -248,7 +251,10 @@ def without(tags: Tensor, portraits: Portraits, part: str) -> Tensor:
 
 
 def altered(portraits: Portraits) -> dict[str, Tensor]:
-    """Tags of the test portraits, by what is wrong with them."""
+    """Tags of the test portraits, by what is wrong with them.
+
+    The second tag for hair is another portrait's: for about one in six it is the same.
+    """
     test = portraits.test
     tags = test.colour_tag_vectors(colours=portraits.asked)
     second = test.colour_tag_vectors(colours=portraits.asked[::-1].copy())

@@ -286,7 +286,11 @@ class EmojiSet:
 
 @dataclass(eq=False)
 class DanbooruSet:
-    """A reader's folder in the authors' layout; every 20th picture is held out."""
+    """A reader's folder in the authors' layout; every 20th line of ``tags.txt`` is held out.
+
+    A picture and the crop of its face (ids n and −n) are two lines, so one may be trained on and the other
+    held out: errors on held-out pictures are too low for pictures that nobody has seen.
+    """
 
     folder: Path
     size: int

@@ -284,7 +284,8 @@ def sqnr_figure(errors: pd.DataFrame) -> Figure:
 def inference_figure(results: pd.DataFrame) -> Figure:
     """Agreement of the first class and error of the logits over the share of large values, at 4 bits.
 
-    Two panels, one above the other; a line per network and way of scaling, a star for clipped activations.
+    Two panels, one above the other; a line per network and way of scaling. Clipped activations have no large
+    values: a single point, at 0 %. At most eight lines are drawn.
     """
     results = results[results["bits"] == 4]
     means = results.groupby(["network", "scales", "ratio"], sort=False)[["agreement", "error"]].mean()

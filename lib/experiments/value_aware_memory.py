@@ -62,7 +62,7 @@ MANY: Networks = {
     "DenseNet-201": (lambda: DenseNet(depth=201), 224),
     "MobileNet-v2": (MobileNetV2, 224),
 }
-#: The deep ones among them, each against AlexNet.
+#: The five deep ones that the claim names, each against AlexNet (DenseNet-201 is in the table alone).
 DEEP = ("DenseNet-121", "Inception-v3", "ResNet-101", "ResNet-152", "ResNet-50")
 
 
