@@ -1,5 +1,6 @@
 """Sentences of pages that were typed from archived tables say what the tables have, whatever joins them."""
 
+import numpy as np
 import pandas as pd
 
 from book.build import ROOT
@@ -41,6 +42,18 @@ def test_one_shots_first_layer_and_what_it_costs():
     assert f"in seeds {more} it keeps {kept} of 32" in text
     assert f"Right after the decomposition {right_after} % of the test pictures are right" in text
     assert f"after fine-tuning {fine_tuned} %, of {before.min():.1f} to {before.max():.1f} % before" in text
+
+
+def test_value_aware_accuracy_without_large_values():
+    evidence = largest(archived("value_aware")).evidence
+    (measured,) = (one.measured["test accuracy"] for one in evidence.measurements if one.claim == "C2")
+    seeds = evidence.parameters["seeds"]
+    arms = ("full precision", "(3, 2 %)", "(3, 0 %)", "4 bits, clipped")
+    full, both, none, clipped = (f"{np.mean(measured[arm]):.1f} %" for arm in arms)
+    assert (
+        f"On average of the long run's seeds {seeds[0]} to {seeds[-1]}, full precision has {full}, "
+        f"(3, 2 %) {both}, 3 bits without a single large value {none} and 4 clipped bits {clipped}"
+    ) in page("value_aware")
 
 
 def test_no_network_of_fsre_depth_beats_the_median_map_in_rmse():
