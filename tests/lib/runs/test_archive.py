@@ -522,6 +522,8 @@ def test_the_command_line_refuses_in_one_line(made, request_run):
     for options, line in [
         (["planned", "--partial"], "--partial goes with --archive"),
         (["--archive", "runs/whole", "--check", "runs/whole"], "--archive or --check, not both"),
+        (["planned", "--list", "-p", "gain", "1"], "-p and --out go with a chapter that is to be run"),
+        (["--check", "runs/whole", "--out", "runs/x"], "-p and --out go with a chapter that is to be run"),
     ]:
         done = made.run("lib.run", *options)
         assert (done.returncode, done.stderr) == (2, f"python -m lib.run: {line}\n")
