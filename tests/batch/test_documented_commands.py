@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import jupytext
@@ -87,6 +88,12 @@ def done(command: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(called, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
 
 
+@cache
+def plan(command: str) -> subprocess.CompletedProcess:
+    """What Snakemake makes of a batch that several commands ask for; its start takes longest."""
+    return done(command)
+
+
 def filled_in(command: str, folder: Path) -> str:
     """A command with something real for what the reader is to put there."""
     kept = next(ROOT.glob("book/archive/meantime/long-*"))
@@ -122,13 +129,14 @@ def plan_batch(command: str) -> None:
     """``snakemake``: the batch is planned, nothing is executed."""
     uncommitted = "planned runs start from a commit"
     if other := re.search(r"sweep --config planned=(?!meantime\b)(\w+) scale=(\w+)$", command):
-        # Snakemake's start takes longest; it plans one such batch, and is handed the others' runs alike.
+        # Snakemake plans one such batch, and is handed the others' runs alike.
         try:
             assert sweep({"planned": other[1], "scale": other[2]}, fetch=False)
         except RequestError as error:
             assert uncommitted in str(error)
         return
-    planned = done(re.sub(r"^(\S+ -m )?snakemake", f"{shlex.quote(sys.executable)} -m snakemake -n", command))
+    dry = f"{shlex.quote(sys.executable)} -m snakemake -n"
+    planned = plan(re.sub(r"^(\S+ -m )?snakemake( -n)?", dry, command))
     accepted = planned.returncode == 0 or ("planned=" in command and uncommitted in planned.stderr)
     assert accepted, planned.stdout + planned.stderr
 
