@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         cure = "choose another folder with --out" if denied else "the same command continues"
-        if options.archive:
+        if options.chapter is None:
             _say_why(f"[archive] cannot read or write: {one_line(error).rstrip('.')}")
         else:
             _say_why(f"[{options.chapter}] cannot write: {one_line(error).rstrip('.')}; {cure}")

@@ -192,7 +192,9 @@ def numbers_table(claims: Sequence[ClaimEvidence]) -> Html:
         for number in claim.paper:
             reference = escape(paper_number(number))
             differs = claim.verdict in ("contradicted", "differs from memory")
-            decimals = number.decimals + 2 if differs and number.decimals else number.decimals
+            decimals = number.decimals
+            if differs:  # of a whole number four digits
+                decimals = decimals + 2 if decimals else None
             ours = format_number(claim.measured[number.name], decimals)
             source = f"<small>{escape(number.provenance)}</small>"
             rows.append(

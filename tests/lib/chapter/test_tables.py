@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 
 from lib.chapter.record import Record
+from lib.chapter.tables import numbers_table
+from lib.ledger.paper_numbers import PaperNumber
 from lib.ledger.schema import SCALES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,3 +39,18 @@ def test_no_interval_reaches_beyond_what_is_possible(tmp_path, ends, high):
     text = BeautifulSoup(record.verdicts(), "html.parser").get_text()
     assert f"Recall@10: ours = 0.87 [0.70, {high}]" in text
     assert f"Recall@10, ours: 0.87 [0.70, {high}]" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "ours", "verdict", "shown"),
+    [
+        (1.2345, 4, 1.23462, "exact", "1.2346"),
+        (1.2345, 4, 1.23462, "contradicted", "1.234620"),
+        (25.0, 0, 25.4, "contradicted", "25.4"),  # outside of a tolerance of 0.3, say
+    ],
+)
+def test_a_number_that_differs_has_more_digits_than_the_reference(value, decimals, ours, verdict, shown):
+    number = PaperNumber(label="ratio", value=value, decimals=decimals, where="Table 1", provenance="paper")
+    claim = SimpleNamespace(id="E1", paper=(number,), measured={"ratio": ours}, verdict=verdict)
+    cells = [cell.get_text() for cell in BeautifulSoup(str(numbers_table([claim])), "html.parser")("td")]
+    assert cells[-2] == shown
