@@ -69,8 +69,7 @@ class UnitTable:
         Raises
         ------
         ValueError
-            Other numbers than were kept before for the same metric and arm, or another metric of the arm with
-            other replicates or units.
+            Other numbers than were kept before for the same metric and arm.
         """
         kept = self._parts.setdefault(unit, {})
         for metric, by_arm in measured.items():
@@ -81,17 +80,10 @@ class UnitTable:
                         kept.pop((metric, arm), None)
                     if not kept.setdefault((metric, arm), frame).equals(frame):
                         raise ValueError(f"{metric} of {arm}: other results per {unit} than before")
-                    first = next(name for name, its in kept if its == arm)
-                    if not self._replacing and _labels(frame) != _labels(kept[first, arm]):
-                        raise ValueError(f"{metric} of {arm}: other seeds or {unit}s than {first}")
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """By unit: a row per arm, seed and unit, a column per metric."""
         return {unit: _long(unit, parts) for unit, parts in self._parts.items() if parts}
-
-
-def _labels(frame: pd.DataFrame) -> tuple[set, set]:
-    return set(frame.index), set(frame.columns)
 
 
 def _long(unit: str, parts: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -100,8 +92,10 @@ def _long(unit: str, parts: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFr
     rows = []
     for arm in arms:
         there = {metric: parts[metric, arm] for metric in metrics if (metric, arm) in parts}
-        first = next(iter(there.values()))
-        seeds, units = first.index, first.columns
+        seeds, units = (  # of all metrics: one may be of another set of pictures
+            list(dict.fromkeys(label for frame in there.values() for label in frame.axes[axis]))
+            for axis in (0, 1)
+        )
         block = {"arm": arm, "seed": np.repeat(seeds, len(units)), unit: np.tile(units, len(seeds))}
         block |= {
             metric: frame.reindex(seeds, columns=units).to_numpy().ravel() for metric, frame in there.items()

@@ -354,6 +354,7 @@ def units_of(
             if arm not in measurement.measured.get(metric, {}):
                 raise ValueError(f"{measurement.claim}: {metric} of {arm} has a spread and no measurement")
             rows = frame[frame["arm"] == arm].set_index(["seed", spread.unit])[metric]
+            rows = rows.dropna()  # another metric of the arm may be of more units
             if not rows.index.is_unique:
                 raise ValueError(f"{where} has a {spread.unit} of {arm} twice")
             wide = rows.unstack()  # noqa: PD010

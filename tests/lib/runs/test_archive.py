@@ -17,6 +17,7 @@ from lib.ledger.archive import archived, strongest
 from lib.ledger.evidence import JUDGING, Evidence, Measurement, rule_identity
 from lib.ledger.pooling import pool
 from lib.ledger.schema import load_ledger
+from lib.ledger.units import UnitSpread
 from lib.runs import archive as archive_module
 from lib.runs.archive import archive, complete_run, rules_then
 from lib.runs.parameters import RequestError
@@ -408,6 +409,30 @@ def test_one_number_of_a_reference_without_training_pools_with_what_was_pooled_b
     runs[1] = of((2.0, 3.0, 4.0), (6.0,))
     with pytest.raises(ValueError, match="score of floor: neither one number per seed nor all equal"):
         pooling._measurement(runs, 0, "seed")
+
+
+def test_pictures_of_a_metric_are_those_that_it_has():
+    draw = np.random.default_rng(0)
+    errors = {arm: draw.normal(size=(2, 3)) for arm in "ab"}
+    spread = UnitSpread.of(errors, "picture")
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "picture": picture,
+            "error": errors[arm][seed, picture] if picture < 3 else None,
+        }
+        for arm in "ab"
+        for seed in (0, 1)
+        for picture in range(5)  # two more, of another metric
+    ]
+    table = gzip.compress(pd.DataFrame(rows).to_csv(index=False).encode())
+    means = {arm: tuple(values.mean(1)) for arm, values in errors.items()}
+    one = Measurement(
+        claim="C1", measured={"error": means}, units={"error": spread}, tested=True, anchor="c1", rule="0"
+    )
+    found = pooling.units_of(one, {"tables/per-picture.csv.gz": table}, [0, 1])["error"]
+    assert np.allclose(found.covariance, spread.covariance) and found.count == spread.count == 3
 
 
 def test_pooling_keeps_the_oldest_rule_so_that_a_younger_one_is_marked(made, copies):
