@@ -117,7 +117,7 @@ def table_figure(table: pd.DataFrame, kind: str, options: Mapping[str, Any]) -> 
 
 
 def strongest_table(name: str, own: Path, piece: Piece | None, root: Path) -> pd.DataFrame:
-    """A table of the archived run if it has it, else of the run in the folder `own`, which has no other."""
+    """A table of `piece`, if it is archived and has it, else of the run in the folder `own`."""
     file = f"tables/{name}.csv"
     kept = piece.evidence.artifacts if piece is not None and piece.folder else ()
     archived = any(file in artifact.files for artifact in kept)

@@ -71,9 +71,9 @@ class Measurement(Schema):
         """
         claim = ledger[self.claim]
         if self.tested:
-            for name, values in claim.entry(scale).when.items():
-                if name in settings and settings[name] not in values:
-                    raise ValueError(f"{claim.id} needs {claim.entry(scale).conditions()}")
+            asked = claim.entry(scale)  # of settings that a cell gave with its results nothing is kept
+            if any(settings.get(name, values[0]) not in values for name, values in asked.when.items()):
+                raise ValueError(f"{claim.id} needs {asked.conditions()}")
             verdict = judge(claim, own_part(claim, self.measured), scale, self.synthetic, self.units)
             verdict = _with_what_decided(_of_the_scale(verdict, claim, scale, altered))
         else:

@@ -615,7 +615,7 @@ def test_the_interval_is_of_what_decided(tmp_path, copies, verdict, decided):
     one = Measurement(claim="C1", measured=measured, tested=True, anchor="c1", rule="0")
     found = one.judged_by(ledger, "book", {})
     assert found.verdict == verdict and found.interval.label.startswith(decided)
-    assert found.interval.outcome == ("holds" if verdict == "holds" else verdict)
+    assert found.interval.outcome == verdict
 
 
 def test_what_was_measured_in_another_setting_than_the_ledger_asks_for_does_not_fit(tmp_path):
