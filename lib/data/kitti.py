@@ -185,6 +185,8 @@ class KittiRaw:
         ------
         DataUnavailable, UnexpectedFormat
             It is not there, or no picture of 16 bits.
+        OSError
+            It is no picture, or cut off.
         """
         folder = self.root / sample.drive / f"proj_depth/groundtruth/image_0{CAMERAS[sample.side]}"
         path = folder / f"{sample.frame:010d}.png"
@@ -254,6 +256,8 @@ def read_pseudo_labels(path: Path, size: tuple[int, int]) -> Tensor:
         It is not there.
     UnexpectedFormat
         A pixel has an id that is not trained: the published loss leaves none out.
+    OSError
+        It is no picture, or cut off.
     """
     if not path.is_file():
         raise DataUnavailable(f"there are no labels {path}")

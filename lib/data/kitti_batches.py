@@ -61,7 +61,9 @@ class KittiTriplets:
         ValueError
             There are not as many samples.
         DataUnavailable
-            A file is not there or damaged; the message names it.
+            A file is not there, or a recorded picture damaged; the message names it.
+        UnexpectedFormat, OSError
+            Labels are not those that are trained, or damaged.
         """
         if not 1 <= batch_size <= len(self):
             raise ValueError(f"batch_size must be in 1..{len(self)}, got {batch_size}")

@@ -39,6 +39,11 @@ def median_ratio(prediction: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """What the prediction is multiplied by: the median of the truth over its own, of the pixels in the mask.
 
     Of an even number of pixels the median is the mean of the middle two, as NumPy's.
+
+    Raises
+    ------
+    IndexError
+        There is no pixel in the mask.
     """
     return _median(truth[mask]) / _median(prediction[mask])
 

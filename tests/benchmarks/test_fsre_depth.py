@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lib.models.depth.cross_task_attention import CrossTaskAttention
-from lib.models.depth.photometric import PhotometricError, identity_errors
 from lib.models.depth.semantic_losses import nearest_labels, triplet_loss
 
 TRIPLET = ((3, 128), (2, 64), (1, 32))  # level, channels
@@ -149,13 +148,3 @@ def test_the_attention_takes_a_third_of_the_memory(record_property):
     record_property("ratio", theirs / ours)
     print(f"\nmemory: {ours / 1e6:.0f} MB against {theirs / 1e6:.0f} MB, {theirs / ours:.1f}x")
     assert theirs >= 3 * ours
-
-
-@pytest.mark.benchmark
-def test_identity_errors_once_take_a_quarter_of_those_at_four_scales(takes):
-    before, target, after = torch.rand(3, 1, 3, 96, 320)
-
-    def once():
-        return identity_errors(PhotometricError(target), (before, after))
-
-    takes(1 / 3.5, once, lambda: [once() for _ in range(4)], what="errors of neighbours as they are")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import torch
 
 from book.build import ROOT
 from lib.ledger.archive import archived, largest
+from lib.models.depth.semantic_losses import TripletTerms
 
 
 def page(chapter):
@@ -61,6 +63,38 @@ def test_no_network_of_fsre_depth_beats_the_median_map_in_rmse():
     assert "in RMSE no arm of the long run has so far been better than the median map" in page("fsre_depth")
     floor = errors.pop("median depth")
     assert (errors.mean() > floor.mean()).all()
+
+
+def test_how_wrong_far_depths_are_in_fsre_depth():
+    distances = table("fsre_depth", "distances").pivot_table(
+        index="true depth up to (m)", columns="arm", values="too far by"
+    )
+    text = page("fsre_depth")
+    assert "all are too far up to five metres, the map most, nearly right from five to twenty" in text
+    assert "and too near beyond, the map least" in text
+    near, middle, far = distances.loc[:5], distances.loc[10:20], distances.loc[30:]
+    assert (near > 0).all(axis=None) and near.iloc[0].idxmax() == "median depth"
+    assert (middle.abs() < 0.1).all(axis=None)
+    assert (far < 0).all(axis=None) and (far.idxmax(axis=1) == "median depth").all()
+
+
+def test_the_last_errors_of_fsre_depth():
+    courses = table("fsre_depth", "courses")
+    assert "falling below one fifth" in page("fsre_depth")
+    last = courses[courses["step"] == courses["step"].max()]
+    assert (last["AbsRel"] < 0.2).all()
+
+
+def test_the_share_of_the_outer_rings_in_fsre_depth():
+    """Of one label everywhere, only what is outside of the picture makes a boundary."""
+
+    def share(height, width):
+        sizes = [(height >> level, width >> level) for level in (3, 2, 1)]
+        rings = [TripletTerms(torch.ones(1, 1, *size), torch.zeros(1, *size).long()) for size in sizes]
+        return [f"{100 * float(ring.boundary.float().mean()):.0f}" for ring in rings]
+
+    assert f"{listed(share(64, 192))} % of the three maps of 64×192 pixels" in page("fsre_depth")
+    assert f"{listed(share(192, 640))} % of those of 192×640" in page("fsre_depth")
 
 
 def test_stylemapgans_maps():

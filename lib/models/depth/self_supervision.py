@@ -97,7 +97,10 @@ class Objective:
         Raises
         ------
         ValueError
-            A term is asked for without what it reads.
+            The segmentation loss weighs something and nothing decodes labels; or as the losses.
+        KeyError
+            ``batch`` has no ``images``, ``intrinsics`` or, where a term reads them, ``labels``; or the
+            triplet loss is asked of a level that is not decoded.
         """
         before, target, after = batch["images"].unbind(1)
         error = PhotometricError(target)

@@ -75,7 +75,8 @@ def sampling_grid(
     Parameters
     ----------
     depth : (B, 1, H, W)
-        In the units of the translation, above 0.
+        In the units of the translation, above 0, which is not checked: `disparity_to_depth` gives no others,
+        and every step of a training comes by here.
     motion : (B, 4, 4)
         From the target's camera to the source's.
     intrinsics : (B, 3, 3)
@@ -92,6 +93,8 @@ def sampling_grid(
     ------
     ValueError
         A shape is another, or the picture has fewer than two rows or columns.
+    torch.linalg.LinAlgError
+        The intrinsics are singular.
     """
     batch, height, width = len(depth), *depth.shape[-2:]
     shapes = depth.shape, motion.shape, intrinsics.shape

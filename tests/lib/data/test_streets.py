@@ -23,6 +23,7 @@ from lib.data.streets import (
     intrinsics,
     make_street,
 )
+from lib.models.depth.photometric import PhotometricError
 from lib.models.depth.view_synthesis import sampling_grid, warped
 
 SIZE = (48, 160)
@@ -122,6 +123,24 @@ def test_a_neighbour_warped_by_true_depth_and_motion_is_the_frame(textures):
             ]
             assert right < 4
             assert min(wrong) > 1.5 * right
+
+
+def test_the_photometric_error_of_the_true_depth_is_least(textures):
+    """Of all that the neighbour sees too; up to interpolation it is nothing."""
+    frames = render_drive(textures, seed=1, number=0, size=(96, 320))
+    target, source = (frames.images[number][None] / 255 for number in (1, 0))
+    depth = frames.depth[1][None, None] + (frames.depth[1] == 0) * 1e4
+    valid = errors(frames, 1, 0)[1]
+
+    def error(depth, motion):
+        drawn = warped(source, sampling_grid(depth, motion, frames.intrinsics[None]))
+        return float(PhotometricError(target)(drawn)[0, 0][valid].mean())
+
+    motion = frames.motion(1, 0)[None]
+    true = error(depth, motion)
+    wrong = [error(0.5 * depth, motion), error(2 * depth, motion), error(depth, torch.eye(4)[None])]
+    assert true < 0.05
+    assert min(wrong) > 3 * true
 
 
 def test_what_moves_breaks_the_static_world(textures):

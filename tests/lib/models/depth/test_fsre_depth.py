@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from lib.cost.operations import count_operations
+from lib.models.depth import self_supervision
 from lib.models.depth.cross_task_attention import CrossTaskAttention
 from lib.models.depth.cross_task_decoder import CrossTaskDecoder, PyramidDecoder
 from lib.models.depth.fsre_depth import FsreDepth
+from lib.models.depth.photometric import PhotometricError
 from lib.models.depth.pose_network import PoseNetwork
 from lib.models.depth.resnet_pyramid import ResnetPyramid
 from lib.models.depth.self_supervision import Objective
@@ -185,7 +189,8 @@ def test_small_motions_at_first():
     torch.manual_seed(0)
     pose = PoseNetwork(width=1 / 8)
     assert pose.decoder.net[0].out_channels == 32
-    turn, shift = pose(*torch.rand(2, 3, 3, 64, 96))
+    with torch.no_grad():
+        turn, shift = pose(*torch.rand(2, 3, 3, 64, 96))
     assert turn.shape == shift.shape == (3, 3)
     assert max(float(turn.abs().max()), float(shift.abs().max())) < 0.05
 
@@ -231,13 +236,42 @@ def test_weights_of_scales(weighting, factor):
     torch.testing.assert_close(found, factor * single)
 
 
-def test_jittered_pictures_are_seen_and_others_compared():
+def test_jittered_pictures_are_seen_and_others_compared(monkeypatch):
     model = small(PLAIN, attention_levels=(), classes=0).eval()
     data = batch()
-    seen = []
+    seen, targets = [], []
     model.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    class Spied(PhotometricError):
+        def __init__(self, target):
+            targets.append(target)
+            super().__init__(target)
+
+    monkeypatch.setattr(self_supervision, "PhotometricError", Spied)
     model.terms(data | {"jittered": 1 - data["images"]})
     torch.testing.assert_close(seen[0], 1 - data["images"][:, 1])
+    torch.testing.assert_close(targets[0], data["images"][:, 1])
+
+
+@pytest.mark.parametrize("automask", [True, False])
+def test_errors_of_unmoved_neighbours_are_computed_once_for_all_scales(monkeypatch, automask):
+    model = small(replace(PLAIN, automask=automask), attention_levels=(), classes=0, scales=(0, 1, 2, 3))
+    compared = []
+
+    class Counted(PhotometricError):
+        def __call__(self, image):
+            compared.append(image)
+            return super().__call__(image)
+
+    monkeypatch.setattr(self_supervision, "PhotometricError", Counted)
+    model.terms(batch())
+    assert len(compared) == 2 * automask + 4 * 2
+
+
+@pytest.mark.parametrize("missing", ["images", "intrinsics", "labels"])
+def test_what_a_batch_lacks_is_named(missing):
+    with pytest.raises(KeyError, match=missing):
+        small().terms({name: value for name, value in batch().items() if name != missing})
 
 
 def test_known_motions_are_taken_and_the_pose_network_rests():

@@ -125,3 +125,8 @@ def test_other_shapes_are_refused():
     for given in ((plane()[0], still(), K), (plane(), still(2), K), (plane()[..., :1], still(), K)):
         with pytest.raises(ValueError, match="expected depth"):
             sampling_grid(*given)
+
+
+def test_singular_intrinsics_are_refused():
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        sampling_grid(plane(), still(), torch.zeros_like(K))
