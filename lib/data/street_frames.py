@@ -60,7 +60,13 @@ class Frames:
         return len(self.images)
 
     def motion(self, target: int, source: int) -> Tensor:
-        """From one frame's camera coordinates to another's, (4, 4) float32; of frames of one drive."""
+        """From one frame's camera coordinates to another's, (4, 4) float32; of frames of one drive.
+
+        Raises
+        ------
+        torch.linalg.LinAlgError
+            The source's pose is singular.
+        """
         return (torch.linalg.inv(self.poses[source]) @ self.poses[target]).float()
 
 

@@ -143,6 +143,13 @@ def test_the_photometric_error_of_the_true_depth_is_least(textures):
     assert min(wrong) > 3 * true
 
 
+def test_a_singular_pose_is_refused(textures):
+    frames = render_drive(textures, seed=1, number=0, size=SIZE)
+    frames.poses[0] = 0
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        frames.motion(1, 0)
+
+
 def test_what_moves_breaks_the_static_world(textures):
     car = Material("car", "retina", (0.6, 0.1, 0.1), 0.1)
     street = Street()
