@@ -95,7 +95,7 @@ class NewsComparison:
     Raises
     ------
     ValueError
-        A learning rate of an arm that there is not; sizes as `NewsBatches`.
+        A learning rate of an arm that there is not. Sizes are refused where batches are made.
     """
 
     log: ImpressionLog

@@ -36,8 +36,8 @@ def spread(values, level):
     return float(np.mean(values)), float(half)
 
 
-def signed(mean, low, high):
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
+def signed(mean, low, high, digits=3):
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
 WEAK = "AbsRel on weak texture"
@@ -138,6 +138,51 @@ def test_the_share_of_the_outer_rings_in_fsre_depth():
 
     assert f"{listed(share(64, 192))} % of the three maps of 64×192 pixels" in page("fsre_depth")
     assert f"{listed(share(192, 640))} % of those of 192×640" in page("fsre_depth")
+
+
+def test_who_is_ahead_of_whom_in_news_context():
+    text, scores = page("news_context"), by_seed("news_context", "scores-by-seed", "AUC")
+    means, content = scores.mean(), ["NRMS", "NAML", "LSTUR"]
+    assert "three numbers per article rank between deep networks" in text
+    assert means[content].min() < means["context only"] < means[content].max()
+    assert "counting each reader's categories, without any network, beats all four" in text
+    assert "The content models stay below counting categories in every seed" in text
+    assert all((scores["category affinity"] > scores[arm]).all() for arm in content)
+    assert means["category affinity"] > means["context only"]
+    assert "they are far better than either" in text
+    for arm in content:
+        assert (scores[f"{arm} + module"] > scores[[arm, "context only"]].max(axis=1) + 0.03).all()
+    mean, half = spread(scores["NRMS + module, CTR and freshness"] - scores["NRMS + module"], 0.96)
+    assert f"is higher by {signed(mean, mean - half, mean + half, digits=4)} in the long run" in text
+    assert "frozen, the module is still ahead of NRMS alone in every seed of the long run" in text
+    assert (scores["NRMS + module, frozen"] > scores["NRMS"]).all()
+    assert (scores["context only, frozen"] < scores["NRMS"]).all()
+
+
+def test_the_map_of_news_context():
+    text = page("news_context")
+    cells = table("news_context", "map").groupby(["taste", "context"])[
+        ["context only", "NAML", "NAML + module"]
+    ]
+    cells = cells.mean()
+    assert "lies next to it: small differences between logs decide there" in text
+    mind = ((cells["NAML"] - 0.669) ** 2 + (cells["context only"] - 0.692) ** 2).idxmin()
+    assert abs(cells.loc[mind, "context only"] - cells.loc[mind, "NAML"]) < 0.01
+    assert "Where it has nothing to say the module costs a little" in text
+    nothing = cells.xs(0.0, level="context")
+    assert nothing["NAML + module"].mean() < nothing["NAML"].mean()
+
+
+def test_trials_and_tuning_of_news_context():
+    folder = ROOT / "book/archive/news_context"
+    home, *trials = pd.read_csv(folder / "more_data.csv")["test AUC"]
+    assert f"NRMS gained {min(trials) - home:.2f} to {max(trials) - home:.2f} AUC" in page("news_context")
+    tuned = pd.read_csv(folder / "tuning.csv").groupby("arm").filter(lambda rows: len(rows) == 3)
+    best = tuned.loc[tuned.groupby("arm")["validation AUC"].idxmax()].set_index("arm")["learning_rate"]
+    asked = largest(archived("news_context")).evidence.parameters
+    assert best.to_dict() == {
+        arm: asked["learning_rates"].get(arm, asked["learning_rate"]) for arm in best.index
+    }
 
 
 def test_stylemapgans_maps():

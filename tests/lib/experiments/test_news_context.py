@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lib.data.news_context import Buckets, Feedback
 from lib.data.news_world import NewsWorld
 from lib.experiments.news_context import (
     AFFINITY,
@@ -15,7 +16,6 @@ from lib.experiments.news_context import (
     DEEP,
     OVERLAP,
     TRAINED,
-    NewsComparison,
     Split,
     category_affinity,
     scores_of,
@@ -143,13 +143,20 @@ def test_parts_follow_each_other_in_time_and_buckets_see_training_alone(world):
     split, log = comparison.split, comparison.log
     assert 0 < split.train < split.validation < split.test < split.end == len(log)
     cut = int(log.time[split.validation - 1])
-    frozen = comparison.context(frozen=True).features
-    after = log.candidate_time > cut
-    assert (frozen.shown[~after] == comparison.online.shown[~after]).all()
-    assert (frozen.clicks[after] <= comparison.online.clicks[after]).all() and frozen.clicks[after].sum() > 0
+    frozen, online = comparison.context(frozen=True).features, comparison.online
+    early, late = log.candidate_time <= cut, log.candidate_time >= cut + 3600
+    known = Feedback(log).before(log.candidate, np.full(len(log.candidate), cut + 1))
+    for name in ("shown", "clicks"):
+        counts = getattr(frozen, name)
+        assert np.array_equal(counts[early], getattr(online, name)[early])
+        assert np.array_equal(counts[late], getattr(known, name)[late])
+    assert (frozen.clicks[late] < online.clicks[late]).any()
+    training = slice(log.offsets[split.train], log.offsets[split.validation])
+    alone = Buckets.fit(
+        online.table(comparison.alpha)[training], online.shown[training], comparison.num_buckets
+    )
     edges = comparison.buckets.edges
-    other = replace(comparison, log=log.between(0, split.test), split=replace(split, end=split.test))
-    assert all(np.array_equal(a, b) for a, b in zip(edges, other.buckets.edges, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(edges, alone.edges, strict=True))
 
 
 def test_ceilings_are_above_what_they_know(world):
@@ -161,7 +168,7 @@ def test_ceilings_are_above_what_they_know(world):
     assert means["context known"] > max(means["popularity"], means["freshness"])
 
 
-def test_the_leak_shows_in_the_null_world_alone():
+def test_in_the_null_world_the_leak_alone_beats_chance():
     """Counted over the whole log, chance looks like knowledge; the twin counts online."""
     world = replace(null_world(WORLD), impressions=2000)
     found = pd.DataFrame([leak_scores(in_world(world, seed, SETTINGS)[0]) for seed in range(3)]).mean()
@@ -214,8 +221,8 @@ def test_a_training_continues_from_its_checkpoint(world, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
 
 
-def test_comparisons_differ_by_seed_only_where_they_should(world):
+def test_batches_are_a_function_of_the_seed(world):
     comparison, _ = world
-    assert isinstance(comparison, NewsComparison)
-    one, same = (comparison.batches(3).training(100, 300)(0) for _ in range(2))
+    one, same, other = (comparison.batches(seed).training(100, 300)(0) for seed in (3, 3, 4))
     assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["user"], other["user"])
