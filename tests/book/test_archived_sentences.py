@@ -122,8 +122,9 @@ def test_labels_as_such_and_wrong_ones_in_fsre_depth():
 
 
 def test_what_the_triplet_loss_of_fsre_depth_makes_worse():
-    assert "(C2, decided by the part in RMSE" in page("fsre_depth")
-    assert "` metres more;" in page("fsre_depth") and "` more relative error at boundaries)" in page("fsre_depth")
+    text = page("fsre_depth")
+    assert "(C2, decided by the part in RMSE" in text and "` metres more;" in text
+    assert "` more relative error at boundaries)" in text
     claims = {claim.id: claim for claim in largest(archived("fsre_depth")).evidence.claims}
     for name, label in (
         ("C2", "RMSE: labels + triplet − Monodepth2"),
