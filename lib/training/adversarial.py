@@ -41,7 +41,8 @@ class Turn:
     losses : callable
         Takes the round's batch and returns scalars by name.
     moves : tuple of str
-        Names of the optimisers that take a step; all other weights have no gradient meanwhile.
+        Names of the optimisers that take a step; the weights of other optimisers have no gradient meanwhile.
+        A network without an optimiser is not frozen: it gets gradients and never steps.
     total : callable
         From the losses to the scalar that is minimised; their sum if nothing else is given.
     every : int
@@ -231,7 +232,7 @@ class Rounds:
 
     @contextmanager
     def _moving(self, names: tuple[str, ...]) -> Iterator[None]:
-        """Meanwhile only the weights of these optimisers have gradients."""
+        """Meanwhile no weights of other optimisers have gradients."""
         still = [
             weight
             for name, weights in self._weights.items()

@@ -206,6 +206,28 @@ def test_stylemapgans_maps():
     moved = by_seed("stylemapgan", "moved-edits", "MSE to the true edit (moved)")
     assert (moved["no edit"] < moved["pixel paste"]).all()
     assert (moved["pixel paste"] < moved["map 8×8×4"]).all()
+    assert "untouched source, over the whole picture and on the pixels that the eyes change" in text
+    region = by_seed("stylemapgan", "moved-edits", "MSE in the changed region (moved)")
+    for arm in ("map 8×8×4", "pixel paste"):
+        assert (region["no edit"] < region[arm]).all()
+    assert "Halfway between two places of a face the vector is the one that moves it" in text
+    halves = by_seed("stylemapgan", "halves", "MSE (halfway)")
+    assert (halves["vector of 256"] < halves["map 8×8×4"]).all()
+    outside = by_seed("stylemapgan", "local-edits", "MSE_src").mean()
+    assert outside["vector of 256, no edit"] > outside["map 8×8×4, codes"]  # the caveat of C3
+
+
+def test_stylemapgans_courses_and_searches():
+    text = page("stylemapgan")
+    courses = table("stylemapgan", "courses").pivot_table(index="step", columns="arm", values="MSE")
+    assert "the last 200 of the long run's 2000 steps still take 3 to 5 % off" in text
+    assert (1 - courses.loc[2000] / courses.loc[1800]).between(0.025, 0.055).all()
+    assert "larger maps fall faster and lower" in text
+    sizes = ["map 2×2×64", "map 4×4×16", "map 8×8×4", "map 16×16×1"]
+    assert (courses[sizes].diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
+    assert "from the mean map high, and all fall below the encoder" in text
+    searches = by_seed("stylemapgan", "searches", "MSE (projection)")
+    assert searches.drop(columns="encoder").lt(searches["encoder"], axis=0).all(axis=None)
 
 
 def test_the_scale_from_nought_is_not_behind_in_tag2pix():
