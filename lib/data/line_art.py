@@ -7,8 +7,8 @@ After the authors' code (github.com/blandocs/Tag2Pix, commit 733d729, MIT). They
   becomes of what it gives (`sketch`) stand here, the network is the caller's.
 * Sketch simplification (Simo-Serra et al.), which they do not ship for its licence; it is not here either.
 
-XDoG fills what is dark, so that its lines tell something of the colours: judge a colouring by tags that are
-*not* the picture's, on clean lines.
+XDoG thickens lines where something dark meets something bright, so that its lines tell something of the
+colours: judge a colouring by tags that are *not* the picture's, on clean lines.
 """
 
 from __future__ import annotations

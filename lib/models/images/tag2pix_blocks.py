@@ -153,7 +153,7 @@ class AdaptiveInstanceNorm(nn.Module):
     channels, tag_size : int
     initial_scale : float
         The bias of γ. The authors set it to 1, and their initialisation of the whole network then to 0:
-        their AdaIN starts near zero.
+        their scales scatter around 0 instead of around 1.
     """
 
     def __init__(self, channels: int, tag_size: int, *, initial_scale: float = 1.0) -> None:
