@@ -175,7 +175,7 @@ class Drawings:
         return self._shape[0]
 
     def shape_tag_vectors(self, index: Index = _ALL) -> Tensor:
-        """What was drawn, even if a cut picture hides it, (n, tags) float32 of 0 and 1; no tag is a colour."""
+        """What was drawn, even if a cut picture hides it, (n, tags) float32 of 0 and 1; no colours."""
         return self._shape[1][index]
 
     @functools.cached_property
