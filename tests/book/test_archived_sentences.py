@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from book.build import ROOT
 from lib.ledger.archive import archived, largest
+from lib.ledger.intervals import mean_interval
+from lib.ledger.schema import load_ledger
+from lib.ledger.wording import format_interval
 from lib.models.depth.semantic_losses import TripletTerms
 
 
@@ -30,14 +32,9 @@ def listed(values):
     return f"{', '.join(first)} and {last}"
 
 
-def spread(values, level):
-    """Mean and half the width of its Student-t interval."""
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values)), float(half)
-
-
-def signed(mean, low, high, digits=3):
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+def interval(differences):
+    """Their mean with its 96 % interval over seeds, as pages write it."""
+    return format_interval(*map(float, mean_interval(differences.to_numpy(), 0.96)))
 
 
 WEAK = "AbsRel on weak texture"
@@ -108,17 +105,15 @@ def test_labels_as_such_and_wrong_ones_in_fsre_depth():
         name: by_seed("fsre_depth", "errors", name) for name in ("AbsRel", "AbsRel at boundaries", WEAK)
     }
     assert {arms.mean().idxmin() for arms in errors.values()} == {"labels"}
-
-    def difference(metric, one, other):
-        mean, half = spread(errors[metric][one] - errors[metric][other], 0.96)
-        return signed(mean, mean - half, mean + half)
-
-    means = errors[WEAK].mean().map("{:.3f}".format)
+    weak = errors[WEAK]
+    means = weak.mean().map("{:.3f}".format)
     assert f"there it is {means['labels']} against Monodepth2's {means['Monodepth2']}" in text
-    assert f"a difference of {difference(WEAK, 'labels', 'Monodepth2')}" in text
-    wrong = "FSRE-Depth, wrong labels", "FSRE-Depth"
-    assert f"the relative error of the long run by {difference('AbsRel', *wrong)}" in text
-    assert f"and by {difference(WEAK, *wrong)} on weak texture" in text
+    assert f"a difference of {interval(weak['labels'] - weak['Monodepth2'])}" in text
+    overall, there = (
+        interval(errors[name]["FSRE-Depth, wrong labels"] - errors[name]["FSRE-Depth"])
+        for name in ("AbsRel", WEAK)
+    )
+    assert f"the relative error of the long run by {overall}, and by {there} on weak texture" in text
 
 
 def test_what_the_triplet_loss_of_fsre_depth_makes_worse():
@@ -159,11 +154,19 @@ def test_who_is_ahead_of_whom_in_news_context():
     assert "they are far better than either" in text
     for arm in content:
         assert (scores[f"{arm} + module"] > scores[[arm, "context only"]].max(axis=1) + 0.03).all()
-    mean, half = spread(scores["NRMS + module, CTR and freshness"] - scores["NRMS + module"], 0.96)
-    assert f"is higher by {signed(mean, mean - half, mean + half, digits=4)} in the long run" in text
+    gained = scores["NRMS + module, CTR and freshness"] - scores["NRMS + module"]
+    assert f"is higher by {interval(gained)} in the long run" in text
     assert "frozen, the module is still ahead of NRMS alone in every seed of the long run" in text
     assert (scores["NRMS + module, frozen"] > scores["NRMS"]).all()
     assert (scores["context only, frozen"] < scores["NRMS"]).all()
+
+
+def test_the_former_floor_of_news_context():
+    scores = by_seed("news_context", "scores-by-seed", "AUC")
+    ahead = scores["NRMS"] - scores["word overlap"]
+    (claim,) = (one for one in load_ledger("news_context").claims if one.id == "C2")
+    assert f"({ahead.mean():.3f} ahead on average, behind in three)" in claim.changed.why
+    assert len(ahead) == 8 and (ahead < 0).sum() == 3
 
 
 def test_the_map_of_news_context():
